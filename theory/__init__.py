@@ -1,0 +1,1 @@
+"""Diffusion processes, solvers and the contraction theorems, on exact Gaussian mixtures."""

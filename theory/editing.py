@@ -1,0 +1,63 @@
+"""The general editing procedure of the paper, Sec. 3.1: reach a latent, manipulate it, solve back.
+
+    latent     x_t0 is reached by                             solving back is the        known as
+    "noise"    q(x_t0 | x_0), Eq. (7)                         ODE or SDE of the solver   SDEdit, inpainting
+    "invert"   the ODE run up the grid                        same ODE                   DDIB, ODE-Drag
+    "cycle"    a forward path whose noise is recorded         SDE on the same noise      Cycle-SDE, SDE-Drag
+
+Nothing here knows what x is: a point of the plane, a batch of images, a latent.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import jax.random as jr
+from jax.tree_util import Partial
+
+from theory.processes import forward_path
+from theory.solve import Constraint, invert, record, replay, sample
+from theory.types import NoiseFn, PRNGKey, Solver, Times, X
+
+Latent = Literal["noise", "invert", "cycle"]
+
+
+def unchanged(x: X) -> X:
+    """The manipulation that does nothing: what comes back is the reconstruction."""
+    return x
+
+
+def edit(
+    solver: Solver,
+    source_eps: NoiseFn,
+    target_eps: NoiseFn,
+    x0: X,
+    ts: Times,
+    key: PRNGKey,
+    *,
+    latent: Latent,
+    manipulate: Partial = Partial(unchanged),
+    mask: X | None = None,
+) -> X:
+    """Edits x0, which stands at ts[-1]: the latent at ts[0] is reached, manipulated and solved back.
+
+    source_eps describes x0 and is used on the way up and for recording; target_eps describes the result and is used
+    on the way back (the same function unless the edit changes the prompt). Where the mask is 0, every time of the
+    way back is set to the way up, so x0 returns there exactly. Shapes: x0 and the result (*x), mask broadcasts.
+
+    Raises ValueError if the solver does not fit: "invert" needs an ODE solver, "cycle" a stochastic one and
+    ts[-1] > 0.
+    """
+    path_key, back_key = jr.split(key)
+    if latent == "invert":
+        path = invert(solver, source_eps, x0, ts)
+    else:
+        path = forward_path(solver.schedule, x0, ts, path_key)
+    noise = record(solver, source_eps, path, ts) if latent == "cycle" else None
+
+    x = manipulate(path[0])
+    constraint = None if mask is None else Constraint(jnp.asarray(mask, x.dtype), path)
+    if constraint is not None:
+        x = constraint.apply(x, path[0])
+    if noise is None:
+        return sample(solver, target_eps, x, ts, back_key, constraint)
+    return replay(solver, target_eps, x, ts, noise, constraint)[-1]

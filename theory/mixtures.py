@@ -1,0 +1,159 @@
+"""Gaussian mixtures under the forward process: every law, score and reverse kernel in closed form.
+
+A mixture stores the eigenbasis of each covariance. Noising scales the eigenvalues and leaves the basis alone,
+    N(m, Q diag(v) Q^T)  ->  N(alpha m, Q diag(alpha² v + sigma²) Q^T),
+so marginals, scores and posteriors at any t are matrix products and need no factorisation.
+"""
+
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float
+
+from theory.types import PRNGKey, Schedule, Time
+
+Points = Float[Array, "*batch d"]
+Values = Float[Array, "*batch"]
+
+
+class GaussianMixture(NamedTuple):
+    """sum_k w_k N(m_k, Q_k diag(v_k) Q_k^T) in d dimensions; a Gaussian is a mixture of one.
+
+    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d).
+    """
+
+    log_weights: Float[Array, "*batch k"]
+    means: Float[Array, "*batch k d"]
+    variances: Float[Array, "*batch k d"]  # eigenvalues v_k
+    axes: Float[Array, "*#batch k d d"]  # eigenvectors, the columns of Q_k
+
+    @property
+    def weights(self) -> Float[Array, "*batch k"]:
+        return jnp.exp(self.log_weights)
+
+    @property
+    def covariances(self) -> Float[Array, "*batch k d d"]:
+        return jnp.einsum("...kij,...kj,...klj->...kil", self.axes, self.variances, self.axes)
+
+    @property
+    def dim(self) -> int:
+        return self.means.shape[-1]
+
+    def mean(self) -> Float[Array, " d"]:
+        return self.weights @ self.means
+
+    def covariance(self) -> Float[Array, "d d"]:
+        centred = self.means - self.mean()[None]
+        between = jnp.einsum("k,ki,kj->ij", self.weights, centred, centred)
+        return jnp.einsum("k,kij->ij", self.weights, self.covariances) + between
+
+    def marginal(self, schedule: Schedule, t: Time) -> Self:
+        """The law of x_t = alpha x_0 + sigma eps when x_0 has this law."""
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return self._replace(means=alpha * self.means, variances=alpha**2 * self.variances + sigma**2)
+
+    def component_log_probs(self, x: Points) -> Float[Array, "k *batch"]:
+        """log(w_k N(x; m_k, C_k)), the component axis first."""
+        return self._log_joint(self._whiten(x))
+
+    def log_prob(self, x: Points) -> Values:
+        return jax.nn.logsumexp(self.component_log_probs(x), axis=0)
+
+    def responsibilities(self, x: Points) -> Float[Array, "k *batch"]:
+        """P(component k | x)."""
+        return jax.nn.softmax(self.component_log_probs(x), axis=0)
+
+    def score(self, x: Points) -> Points:
+        """grad log p(x) = -sum_k P(k | x) C_k^-1 (x - m_k)."""
+        z = self._whiten(x)
+        pull = jnp.einsum("k...j,kj,kij->k...i", z, self.variances**-0.5, self.axes)
+        return -jnp.sum(jax.nn.softmax(self._log_joint(z), axis=0)[..., None] * pull, axis=0)
+
+    def sample(self, key: PRNGKey, shape: tuple[int, ...] = ()) -> Points:
+        """Independent draws, (*shape, d)."""
+        choose, normal = jr.split(key)
+        k = jr.categorical(choose, self.log_weights, shape=shape)
+        z = jnp.sqrt(self.variances)[k] * jr.normal(normal, (*shape, self.dim), self.means.dtype)
+        return self.means[k] + jnp.einsum("...ij,...j->...i", self.axes[k], z)
+
+    def reverse_kernel(self, schedule: Schedule, x_t: Float[Array, " d"], t: Time, s: Time) -> Self:
+        """q(x_s | x_t), s < t, when x_0 has this law: a mixture again, so exact reverse draws need no solver.
+
+        x_t = c x_s + tau eps, so each component is updated as in Gaussian regression, and its weight is the
+        responsibility of that component for x_t. Use `jax.vmap` for many x_t.
+        """
+        prior = self.marginal(schedule, s)
+        c = jnp.exp(schedule.log_alpha(t) - schedule.log_alpha(s))
+        tau2 = -(schedule.sigma(t) ** 2) * jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))
+        gain = c * prior.variances / (c**2 * prior.variances + tau2)
+        residual = jnp.einsum("ki,kij->kj", x_t[None] - c * prior.means, self.axes)
+        means = prior.means + jnp.einsum("kij,kj->ki", self.axes, gain * residual)
+        logits = self.marginal(schedule, t).component_log_probs(x_t)
+        return type(self)(jax.nn.log_softmax(logits), means, prior.variances * (1 - c * gain), self.axes)
+
+    def _whiten(self, x: Points) -> Float[Array, "k *batch d"]:
+        """C_k^-1/2 (x - m_k) in the eigenbasis of each component."""
+        lifted = (-1, *[1] * (x.ndim - 1), self.dim)  # (k, 1, ..., d) against (1, *batch, d)
+        centred = x[None] - self.means.reshape(lifted)
+        return jnp.einsum("k...i,kij->k...j", centred, self.axes) * self.variances.reshape(lifted) ** -0.5
+
+    def _log_joint(self, z: Float[Array, "k *batch d"]) -> Float[Array, "k *batch"]:
+        """log(w_k N(x; m_k, C_k)) at the whitened points."""
+        constants = self.log_weights - 0.5 * jnp.sum(jnp.log(2 * jnp.pi * self.variances), axis=-1)
+        return constants.reshape(-1, *[1] * (z.ndim - 2)) - 0.5 * jnp.sum(z**2, axis=-1)
+
+
+def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> GaussianMixture:
+    """A mixture from weights (k,), means (k, d) and covariances (k, d, d).
+
+    Raises ValueError, naming the component, for values that are not finite, shapes that do not fit, weights that
+    are not positive or do not sum to one, and covariances that are not symmetric positive definite.
+    """
+    try:
+        w, m, c = (np.asarray(a, float) for a in (weights, means, covariances))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"mixture: weights, means and covariances must be arrays of numbers ({error})") from None
+    for name, a in (("weights", w), ("means", m), ("covariances", c)):
+        if not np.all(np.isfinite(a)):
+            raise ValueError(f"mixture: {name} must be finite, got {a.tolist()}")
+    if not (w.ndim == 1 and m.ndim == 2 and c.shape == (*m.shape, m.shape[-1]) and len(w) == len(m) > 0):
+        raise ValueError(
+            "mixture: needs weights (k,), means (k, d), covariances (k, d, d); "
+            f"got shapes {w.shape}, {m.shape}, {c.shape}"
+        )
+    if np.any(w <= 0) or abs(w.sum() - 1) > 1e-9:
+        raise ValueError(f"mixture: weights must be positive and sum to 1, got {w.tolist()} (sum {w.sum():.9g})")
+    variances, axes = np.linalg.eigh(c)
+    for k in range(len(w)):
+        if not np.allclose(c[k], c[k].T, rtol=0, atol=1e-12 * np.abs(c[k]).max()):
+            raise ValueError(f"mixture: the covariance of component {k} is not symmetric: {c[k].tolist()}")
+        if variances[k, 0] <= 0:
+            raise ValueError(
+                f"mixture: the covariance of component {k} is not positive definite: {c[k].tolist()} "
+                f"(smallest eigenvalue {variances[k, 0]:g})"
+            )
+    return GaussianMixture(*map(jnp.asarray, (np.log(w), m, variances, axes)))
+
+
+def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
+    """N(mean, covariance) as a mixture of one; mean (d,), covariance (d, d)."""
+    return mixture([1.0], np.asarray(mean)[None], np.asarray(covariance)[None])
+
+
+def mixture_1d(weights: ArrayLike, means: ArrayLike, stds: ArrayLike) -> GaussianMixture:
+    """A mixture on the line from weights, means and standard deviations, each (k,)."""
+    means, stds = np.asarray(means, float), np.asarray(stds, float)
+    return mixture(weights, means[:, None], stds[:, None, None] ** 2)
+
+
+def noise_fn(target: GaussianMixture, schedule: Schedule) -> Partial:
+    """The exact noise prediction eps(x, t) = E[eps | x_t = x] = -sigma grad log p_t(x) of data with this law."""
+    return Partial(_exact_eps, target, schedule)
+
+
+def _exact_eps(target: GaussianMixture, schedule: Schedule, x: Points, t: Time) -> Points:
+    return -schedule.sigma(t) * target.marginal(schedule, t).score(x)

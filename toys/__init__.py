@@ -1,0 +1,1 @@
+"""Toy experiments and the paper's figures, on top of `theory`; one module per experiment."""
