@@ -8,11 +8,11 @@
 Nothing here knows what x is: a point of the plane, a batch of images, a latent.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
 import jax.random as jr
-from jax.tree_util import Partial
 
 from theory.processes import forward_path
 from theory.solve import Constraint, invert, record, replay, sample
@@ -35,7 +35,7 @@ def edit(
     key: PRNGKey,
     *,
     latent: Latent,
-    manipulate: Partial = Partial(unchanged),
+    manipulate: Callable[[X], X] = unchanged,
     mask: X | None = None,
 ) -> X:
     """Edits x0, which stands at ts[-1]: the latent at ts[0] is reached, manipulated and solved back.
@@ -48,10 +48,8 @@ def edit(
     ts[-1] > 0.
     """
     path_key, back_key = jr.split(key)
-    if latent == "invert":
-        path = invert(solver, source_eps, x0, ts)
-    else:
-        path = forward_path(solver.schedule, x0, ts, path_key)
+    inverting = latent == "invert"
+    path = invert(solver, source_eps, x0, ts) if inverting else forward_path(solver.schedule, x0, ts, path_key)
     noise = record(solver, source_eps, path, ts) if latent == "cycle" else None
 
     x = manipulate(path[0])

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from theory.types import PRNGKey, Schedule, Time
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from theory.schedules import DiscreteVP
@@ -152,7 +153,7 @@ def record(solver: Solver, eps_fn: NoiseFn, path: X, ts: Times, *, batch_size: i
     (the latter is seen only outside jit; inside, the noise of that step is not finite).
     """
     noise, stds = _record(solver, eps_fn, path, ts, batch_size=batch_size)
-    if not isinstance(stds, jax.core.Tracer) and not np.all(stds > 0):
+    if not isinstance(stds, Tracer) and not np.all(stds > 0):
         step = int(np.argmin(np.asarray(stds) > 0))
         raise ValueError(
             f"record: step {step} from t = {float(ts[step]):g} to {float(ts[step + 1]):g} has no noise to record "
