@@ -5,7 +5,7 @@ A mixture stores the eigenbasis of each covariance. Noising scales the eigenvalu
 so marginals, scores and posteriors at any t are matrix products and need no factorisation.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class GaussianMixture(NamedTuple):
         between = jnp.einsum("k,ki,kj->ij", self.weights, centred, centred)
         return jnp.einsum("k,kij->ij", self.weights, self.covariances) + between
 
-    def marginal(self, schedule: Schedule, t: Time) -> Self:
+    def marginal(self, schedule: Schedule, t: Time) -> "GaussianMixture":
         """The law of x_t = alpha x_0 + sigma eps when x_0 has this law."""
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         return self._replace(means=alpha * self.means, variances=alpha**2 * self.variances + sigma**2)
@@ -81,7 +81,7 @@ class GaussianMixture(NamedTuple):
         z = jnp.sqrt(self.variances)[k] * jr.normal(normal, (*shape, self.dim), self.means.dtype)
         return self.means[k] + jnp.einsum("...ij,...j->...i", self.axes[k], z)
 
-    def reverse_kernel(self, schedule: Schedule, x_t: Float[Array, " d"], t: Time, s: Time) -> Self:
+    def reverse_kernel(self, schedule: Schedule, x_t: Float[Array, " d"], t: Time, s: Time) -> "GaussianMixture":
         """q(x_s | x_t), s < t, when x_0 has this law: a mixture again, so exact reverse draws need no solver.
 
         x_t = c x_s + tau eps, so each component is updated as in Gaussian regression, and its weight is the
@@ -94,7 +94,7 @@ class GaussianMixture(NamedTuple):
         residual = jnp.einsum("ki,kij->kj", x_t[None] - c * prior.means, self.axes)
         means = prior.means + jnp.einsum("kij,kj->ki", self.axes, gain * residual)
         logits = self.marginal(schedule, t).component_log_probs(x_t)
-        return type(self)(jax.nn.log_softmax(logits), means, prior.variances * (1 - c * gain), self.axes)
+        return GaussianMixture(jax.nn.log_softmax(logits), means, prior.variances * (1 - c * gain), self.axes)
 
     def _whiten(self, x: Points) -> Float[Array, "k *batch d"]:
         """C_k^-1/2 (x - m_k) in the eigenbasis of each component."""
