@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from theory.predictions import score_from_eps
-from theory.types import Kernel, NoiseFn, PRNGKey, Schedule, Time, Times, X
+from theory.types import Kernel, NoiseFn, Path, PRNGKey, Schedule, Time, Times, X
 
 
 def marginal(schedule: Schedule, x0: X, t: Time) -> Kernel:
@@ -21,14 +21,14 @@ def marginal(schedule: Schedule, x0: X, t: Time) -> Kernel:
 
 
 def transition(schedule: Schedule, x_s: X, s: Time, t: Time) -> Kernel:
-    """q(x_t | x_s) for s <= t: N(c x_s, sigma_t² - c² sigma_s²) with c = alpha_t / alpha_s."""
+    """q(x_t | x_s) for s < t: N(c x_s, sigma_t² - c² sigma_s²) with c = alpha_t / alpha_s."""
     scale = jnp.exp(schedule.log_alpha(t) - schedule.log_alpha(s))
     # sigma_t² - c² sigma_s² = sigma_t² (1 - snr_t / snr_s), without the cancellation for t close to s.
     shrink = -jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))
     return Kernel(scale * x_s, schedule.sigma(t) * jnp.sqrt(shrink))
 
 
-def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> X:
+def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
     """A path of the forward SDE on the decreasing grid ts that starts from x at ts[-1]: (times, *x), path[-1] = x.
 
     y = x / alpha is a Brownian motion in the time (sigma / alpha)², so the whole chain of transitions (Eq. 7) is

@@ -90,22 +90,26 @@ class CosineVP(VariancePreserving):
     end: float = 0.9946
 
     def __post_init__(self):
-        if not (self.offset >= 0 and 0 < self.end < 1):
-            raise ValueError(f"CosineVP needs offset >= 0 and 0 < end < 1, got {self.offset}, {self.end}")
+        if not (0 <= self.offset < float("inf") and 0 < self.end < 1):
+            raise ValueError(f"CosineVP needs finite offset >= 0 and 0 < end < 1, got {self.offset}, {self.end}")
 
-    def _angle(self, t: T) -> T:
-        return jnp.pi / 2 * (self.end * t + self.offset) / (1 + self.offset)
+    def _angle(self, u: T) -> T:
+        return jnp.pi / 2 * u / (1 + self.offset)
 
     def log_alpha(self, t: T) -> T:
-        start = self._angle(jnp.zeros_like(t))
-        return jnp.log(jnp.cos(self._angle(t)) / jnp.cos(start))
+        # cos(start + turn) / cos(start) - 1, expanded: the quotient is close to 1 near the data.
+        start, turn = self._angle(jnp.full_like(t, self.offset)), self._angle(self.end * t)
+        return jnp.log1p(-2 * jnp.sin(turn / 2) ** 2 - jnp.tan(start) * jnp.sin(turn))
 
     def t_of_log_alpha(self, log_alpha: T) -> T:
-        angle = jnp.arccos(jnp.exp(log_alpha) * jnp.cos(self._angle(jnp.zeros_like(log_alpha))))
-        return (angle * 2 / jnp.pi * (1 + self.offset) - self.offset) / self.end
+        # sin²(angle / 2) = (1 - cos(angle)) / 2 keeps the digits that arccos loses near 1.
+        start = self._angle(jnp.full_like(log_alpha, self.offset))
+        half_sine2 = jnp.sin(start / 2) ** 2 - jnp.cos(start) * jnp.expm1(log_alpha) / 2
+        turn = 2 * jnp.arcsin(jnp.sqrt(half_sine2)) - start
+        return turn * 2 / jnp.pi * (1 + self.offset) / self.end
 
     def f(self, t: T) -> T:
-        return -jnp.pi / 2 * self.end / (1 + self.offset) * jnp.tan(self._angle(t))
+        return -jnp.pi / 2 * self.end / (1 + self.offset) * jnp.tan(self._angle(self.end * t + self.offset))
 
 
 @register_static
@@ -122,8 +126,12 @@ class DiscreteVP(VariancePreserving):
 
     def __post_init__(self):
         object.__setattr__(self, "alphas_cumprod", tuple(float(a) for a in self.alphas_cumprod))
-        if not np.all(np.diff((1.0, *self.alphas_cumprod, 0.0)) < 0):
-            raise ValueError("DiscreteVP needs alphas_cumprod that decrease strictly inside (0, 1)")
+        if not (self.alphas_cumprod and np.all(np.diff((1.0, *self.alphas_cumprod, 0.0)) < 0)):
+            raise ValueError("DiscreteVP needs one or more alphas_cumprod that decrease strictly inside (0, 1)")
+
+    def __repr__(self) -> str:  # a message that names a solver should not print a thousand numbers
+        first, last = self.alphas_cumprod[0], self.alphas_cumprod[-1]
+        return f"DiscreteVP({self.steps} alphas_cumprod from {first:g} to {last:g})"
 
     @property
     def steps(self) -> int:
@@ -159,6 +167,11 @@ def ScaledLinearVP(  # named as the schedule it makes
 
     Rombach et al. 2022 (arXiv 2112.10752), configuration `linear_start`, `linear_end`.
     """
+    if not (0 < beta_start < 1 and 0 < beta_end < 1 and steps >= 1):
+        raise ValueError(
+            "ScaledLinearVP needs beta_start and beta_end inside (0, 1) and steps >= 1, "
+            f"got beta_start={beta_start}, beta_end={beta_end}, steps={steps}"
+        )
     betas = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
     return DiscreteVP(tuple(np.cumprod(1 - betas).tolist()))
 

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from theory.schedules import DiscreteVP
-from theory.types import NoiseFn, PRNGKey, Schedule, Solver, Times, X
+from theory.types import Noise, NoiseFn, Path, PRNGKey, Schedule, Solver, Times, X
 
 Spacing = Literal["uniform", "log_snr", "leading", "trailing", "linspace"]
 
@@ -31,7 +31,7 @@ class Constraint(NamedTuple):
     """
 
     mask: X
-    path: X
+    path: Path
 
     def apply(self, x: X, reference: X) -> X:
         return self.mask * x + (1 - self.mask) * reference
@@ -103,7 +103,9 @@ def sample(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, key: PRNGKey, const
 
 
 @jax.jit
-def replay(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, noise: X, constraint: Constraint | None = None) -> X:
+def replay(
+    solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, noise: Noise, constraint: Constraint | None = None
+) -> Path:
     """Solves from x at ts[0] with the given unit noise, (steps, *x), and returns the whole path, (times, *x)."""
 
     def step(carry, inputs):
@@ -124,12 +126,12 @@ def _step(solver, eps_fn, carry, t, s, noise, constraint, reference):
     return (x if constraint is None else constraint.apply(x, reference)), state
 
 
-def unit_noise(key: PRNGKey, x: X, ts: Times) -> X:
+def unit_noise(key: PRNGKey, x: X, ts: Times) -> Noise:
     """The noise that `sample` draws for this key: (steps, *x), one independent unit normal a step."""
     return jax.vmap(lambda k: jr.normal(k, x.shape, x.dtype))(jr.split(key, ts.size - 1))
 
 
-def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> X:
+def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> Path:
     """Runs an ODE solver up the grid, from x at ts[-1] to ts[0]: the path (times, *x), path[-1] = x.
 
     DDIM inversion when the solver is DDIM(eta = 0) (Song et al. 2021, arXiv 2010.02502, Sec. 4.3).
@@ -142,7 +144,7 @@ def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> X:
     return replay(solver, eps_fn, x, ts[::-1], no_noise)[::-1]
 
 
-def record(solver: Solver, eps_fn: NoiseFn, path: X, ts: Times, *, batch_size: int | None = None) -> X:
+def record(solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, *, batch_size: int | None = None) -> Noise:
     """The noise w_s = (x_s - mean(x_t)) / std that makes the solver follow a path: (steps, *x). Eq. (8).
 
     path: (times, *x) on the grid ts, e.g. from `forward_path`. The noise predictions on it are all known up front;
@@ -163,7 +165,9 @@ def record(solver: Solver, eps_fn: NoiseFn, path: X, ts: Times, *, batch_size: i
 
 
 @partial(jax.jit, static_argnames="batch_size")
-def _record(solver: Solver, eps_fn: NoiseFn, path: X, ts: Times, batch_size: int | None) -> tuple[X, Times]:
+def _record(
+    solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, batch_size: int | None
+) -> tuple[Noise, Float[Array, " steps"]]:
     eps = jax.lax.map(lambda xt: eps_fn(*xt), (path[:-1], ts[:-1]), batch_size=batch_size)
 
     def step(state, inputs):

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Key
 Time = Float[Array, ""]
 Times = Float[Array, " times"]
 X = Float[Array, "*x"]  # a point, a batch, a latent: solvers do not care
+Path = Float[Array, "times *x"]  # x at every time of a grid
+Noise = Float[Array, "steps *x"]  # unit noise for every step of a grid
 PRNGKey = Key[Array, ""]
 SolverState = Any  # a pytree of arrays; () for one-step methods
 

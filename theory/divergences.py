@@ -1,0 +1,123 @@
+"""Divergences between two laws, by closed form, quadrature or Monte Carlo.
+
+Every f-divergence here is an expectation under p of a function of r = log(p / q) and |grad r|², so one definition
+serves quadrature and Monte Carlo. Conventions: KL in nats; the Fisher divergence is E_p |grad log(p/q)|² without a
+factor 1/2, so that dKL/dt = 1/2 lam² g² I along the reverse lambda-SDE.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from theory.mixtures import GaussianMixture
+from theory.quadrature import Rule
+from theory.types import Estimate, PRNGKey
+
+Scalar = Float[Array, ""]
+Values = Float[Array, " n"]
+LogDensity = Callable[[Float[Array, " d"]], Scalar]
+
+
+class Divergence(NamedTuple):
+    """D(p|q) = finish(E_p[integrand(r, |grad r|²)])."""
+
+    integrand: Callable[[Values, Values], Values]
+    finish: Callable[[Array], Array] = lambda mean: mean
+
+
+# The integrands of KL, chi2 and TV use E_p[q / p] = 1 to be non-negative: no cancellation, and less variance.
+KL = Divergence(lambda r, g: r + jnp.expm1(-r))
+FISHER = Divergence(lambda r, g: g)
+CHI2 = Divergence(lambda r, g: 4 * jnp.sinh(r / 2) ** 2)
+TV = Divergence(lambda r, g: jnp.abs(jnp.expm1(-r)) / 2)
+
+
+def renyi(order: float) -> Divergence:
+    """log E_p[(p/q)^(order - 1)] / (order - 1), order > 0 other than 1. Van Erven & Harremoes 2014, eq. (10)."""
+    if order <= 0 or order == 1:
+        raise ValueError(f"renyi: order must be positive and not 1 (that is KL), got {order}")
+    return Divergence(lambda r, g: jnp.exp((order - 1) * r), lambda mean: jnp.log(mean) / (order - 1))
+
+
+def _finish(divergence: Divergence, mean: Array, error: Array) -> Estimate:
+    """Passes a mean and its error through `finish`; first order, as both errors are small."""
+    value, slope = jax.value_and_grad(divergence.finish)(mean)
+    return Estimate(value, jnp.abs(slope) * error)
+
+
+def from_values(divergence: Divergence, rule: Rule, log_p: Values, r: Values, g: Values) -> Estimate:
+    """D(p|q) from log p, r = log(p/q) and g = |grad r|² at the nodes of a rule."""
+    p = jnp.exp(log_p)
+    # Where p is zero to rounding, r may be huge: 0 * inf.
+    values = jnp.where(p > 0, p * divergence.integrand(r, g), 0.0)
+    return _finish(divergence, *rule.integrate(values))
+
+
+def by_quadrature(divergence: Divergence, log_p: LogDensity, log_q: LogDensity, rule: Rule) -> Estimate:
+    """D(p|q) in one or two dimensions; the rule must cover both laws."""
+    r, grad = jax.vmap(jax.value_and_grad(lambda x: log_p(x) - log_q(x)))(rule.nodes)
+    return from_values(divergence, rule, jax.vmap(log_p)(rule.nodes), r, jnp.sum(grad**2, axis=-1))
+
+
+def by_monte_carlo(
+    divergence: Divergence, p: GaussianMixture, log_q: LogDensity, key: PRNGKey, samples: int
+) -> Estimate:
+    """D(p|q) in any dimension from draws of p; the error is one standard error."""
+    x = p.sample(key, (samples,))
+    r, grad = jax.vmap(jax.value_and_grad(lambda x: p.log_prob(x) - log_q(x)))(x)
+    values = divergence.integrand(r, jnp.sum(grad**2, axis=-1))
+    return _finish(divergence, values.mean(), values.std(ddof=1) / jnp.sqrt(samples))
+
+
+# Closed forms between Gaussians p = N(m, C) and q = N(n, D), given as mixtures of one component.
+
+
+def _moments(p: GaussianMixture) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    if len(p.log_weights) != 1:
+        raise ValueError(f"a closed form needs a Gaussian, got a mixture of {len(p.log_weights)} components")
+    return p.means[0], p.covariances[0]
+
+
+def gaussian_kl(p: GaussianMixture, q: GaussianMixture) -> Scalar:
+    """1/2 [tr(D^-1 C) - d + |m - n|²_(D^-1) + log(det D / det C)]."""
+    (m, C), (n, D) = _moments(p), _moments(q)
+    eigenvalues = jnp.linalg.eigvals(jnp.linalg.solve(D, C)).real
+    shift = (m - n) @ jnp.linalg.solve(D, m - n)
+    # Eigenvalues close to 1 cancel term by term, not in the sum.
+    return (shift + jnp.sum((eigenvalues - 1) - jnp.log(eigenvalues))) / 2
+
+
+def gaussian_fisher(p: GaussianMixture, q: GaussianMixture) -> Scalar:
+    """E_p |grad log p/q|²: grad log p/q = (D^-1 - C^-1)(x - m) + D^-1 (m - n)."""
+    (m, C), (n, D) = _moments(p), _moments(q)
+    difference = jnp.linalg.inv(D) - jnp.linalg.inv(C)
+    pull = jnp.linalg.solve(D, m - n)
+    return jnp.trace(difference @ C @ difference) + pull @ pull
+
+
+def gaussian_renyi(p: GaussianMixture, q: GaussianMixture, order: float) -> Scalar:
+    """order/2 |m - n|²_(S^-1) - log(det S / (det C^(1-order) det D^order)) / (2 (order - 1)), S = (1-order) C + order D.
+
+    Gil, Alajaji & Linder 2013, Table 2. Infinite where S is not positive definite.
+    """
+    (m, C), (n, D) = _moments(p), _moments(q)
+    S = (1 - order) * C + order * D
+    log_det = jnp.linalg.slogdet(S)[1] - (1 - order) * jnp.linalg.slogdet(C)[1] - order * jnp.linalg.slogdet(D)[1]
+    value = order / 2 * (m - n) @ jnp.linalg.solve(S, m - n) - log_det / (2 * (order - 1))
+    return jnp.where(jnp.linalg.eigvalsh(S)[0] > 0, value, jnp.inf)
+
+
+def gaussian_chi2(p: GaussianMixture, q: GaussianMixture) -> Scalar:
+    """exp(Renyi divergence of order 2) - 1."""
+    return jnp.expm1(gaussian_renyi(p, q, 2.0))
+
+
+def gaussian_w2(p: GaussianMixture, q: GaussianMixture) -> Scalar:
+    """sqrt(|m - n|² + tr(C + D - 2 (D^1/2 C D^1/2)^1/2)). Givens & Shortt 1984."""
+    (m, C), (n, D) = _moments(p), _moments(q)
+    root = (q.axes[0] * jnp.sqrt(q.variances[0])[None]) @ q.axes[0].T
+    cross = jnp.sum(jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(root @ C @ root), 0.0)))
+    return jnp.sqrt(jnp.maximum((m - n) @ (m - n) + jnp.trace(C) + jnp.trace(D) - 2 * cross, 0.0))
