@@ -1,0 +1,149 @@
+"""The forward process composes, and the reverse family has the forward marginals (Fokker-Planck, by autodiff)."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import scipy.integrate
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests import tolerances
+from tests.cases import SCHEDULES, assert_close, plane
+from theory.mixtures import noise_fn
+from theory.processes import forward_path, marginal, reverse_diffusion, reverse_drift, transition
+from theory.schedules import LinearVP
+from theory.types import Kernel
+
+all_schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+X0 = jnp.array([1.5, -0.7])
+
+
+def compose(first: Kernel, step) -> Kernel:
+    """The law of y when x ~ first and y | x ~ step(x), affine in x."""
+    mean, std = step(first.mean)
+    scale = jax.jacfwd(lambda x: step(x).mean)(first.mean)[0, 0]
+    return Kernel(mean, jnp.hypot(std, scale * first.std))
+
+
+@jax.jit
+def to_the_end(schedule, s, t, u):
+    """q(x_u | x_s) and q(x_u | x_0), each by every way there."""
+    by_t = compose(transition(schedule, X0, s, t), lambda x: transition(schedule, x, t, u))
+    by_s = compose(marginal(schedule, X0, s), lambda x: transition(schedule, x, s, u))
+    at_once = transition(schedule, X0, jnp.zeros_like(u), u)
+    return (by_t, transition(schedule, X0, s, u)), (by_s, marginal(schedule, X0, u)), (at_once, by_s)
+
+
+@all_schedules
+@given(times=st.lists(st.floats(1e-3, 1.0), min_size=3, max_size=3, unique=True))
+def test_transitions_compose(schedule, times):
+    """Chapman-Kolmogorov: s -> t -> u is s -> u, and starting from 0 it is the marginal."""
+    s, t, u = sorted(times)
+    assume(min(t - s, u - t) > 1e-3)
+    for composed, direct in to_the_end(schedule, *map(jnp.array, (s, t, u))):
+        assert_close(composed.mean, direct.mean, tolerances.IDENTITY)
+        assert_close(composed.std, direct.std, tolerances.IDENTITY)
+
+
+@all_schedules
+def test_transitions_are_not_marginals(schedule):
+    """Negative control of the composition: a "transition" that noises afresh does not compose."""
+    s, t = jnp.array(0.2), jnp.array(0.7)
+    fresh = compose(marginal(schedule, X0, s), lambda x: marginal(schedule, x, t))
+    with pytest.raises(AssertionError):
+        assert_close(fresh.std, marginal(schedule, X0, t).std, tolerances.IDENTITY)
+
+
+@all_schedules
+def test_transition_solves_the_forward_sde(schedule):
+    """Var(x_t | x_s) = int g² exp(2 int f) by quadrature of f and g²; an SDE with half of g² is told apart."""
+    s, t = 0.4102, 0.4108  # inside one step of either table, where f and g² are smooth; composing does the rest
+
+    def scale(r):
+        return np.exp(scipy.integrate.quad(lambda u: float(schedule.f(jnp.array(u))), r, t, epsrel=1e-10)[0])
+
+    def integrand(r):
+        return float(schedule.beta(jnp.array(r))) * scale(r) ** 2
+
+    kernel = transition(schedule, X0, jnp.array(s), jnp.array(t))
+    variance = scipy.integrate.fixed_quad(np.vectorize(integrand), s, t, n=8)[0]
+    assert_close(kernel.mean, scale(s) * X0, tolerances.QUADRATURE)
+    assert_close(kernel.std**2, variance, tolerances.QUADRATURE)
+    with pytest.raises(AssertionError):
+        assert_close(kernel.std**2, variance / 2, tolerances.QUADRATURE)
+
+
+def assert_covariance(path, schedule, ts):
+    """Cov(x_t, x_u) over the draws, axis 1, is Var(x_u) d E[x_t | x_u] / d x_u for u <= t, within standard errors."""
+    start, s, draws = path[-1, 0], ts[-1], path.shape[1]
+    path, ts = path[:-1], ts[:-1]
+    expected = np.zeros((len(ts), len(ts)))
+    for i in range(len(ts)):
+        for j in range(i, len(ts)):  # ts[j] <= ts[i]
+            variance = transition(schedule, start, s, ts[j]).std ** 2
+            gain = jax.grad(lambda x, i=i, j=j: transition(schedule, x, ts[j], ts[i]).mean)(start)
+            expected[i, j] = expected[j, i] = gain * variance
+    means = [transition(schedule, start, s, t).mean for t in ts]
+    stds = np.sqrt(np.diag(expected))
+    assert np.all(np.abs(path.mean(1) - np.stack(means)) <= tolerances.STANDARD_ERRORS * stds / draws**0.5)
+    error = np.sqrt((np.outer(stds, stds) ** 2 + expected**2) / draws)
+    assert np.all(np.abs(np.cov(path) - expected) <= tolerances.STANDARD_ERRORS * error)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.3])
+@all_schedules
+def test_forward_path_has_the_joint_law_of_the_forward_process(schedule, end):
+    """From data or from a later time; negative control: independent noise at every time, same marginals."""
+    ts, draws = jnp.array([1.0, 0.7, 0.35, end]), 20_000
+    x = jnp.full(draws, 1.3)
+    path = forward_path(schedule, x, ts, jr.key(0))
+    np.testing.assert_array_equal(path[-1], x)
+    assert_covariance(path, schedule, ts)
+
+    shuffled = jnp.stack([jr.permutation(jr.key(i), row) for i, row in enumerate(path)])
+    with pytest.raises(AssertionError):
+        assert_covariance(shuffled, schedule, ts)
+
+
+@jax.jit
+def fokker_planck_residual(schedule, lam, drift_lam):
+    """d log p / dt + (div b + b . score) + lam² g² / 2 (lap log p + |score|²), zero if the reverse SDE keeps p_t.
+
+    b is the drift; the density and all derivatives of it are autodiff of the mixture's log_prob.
+    """
+    target, eps = plane(), noise_fn(plane(), schedule)
+
+    def log_prob(x, t):
+        return target.marginal(schedule, t).log_prob(x)
+
+    def residual(x, t):
+        def drift(x):
+            return reverse_drift(schedule, eps, x, t, drift_lam)
+
+        score = jax.grad(log_prob)(x, t)
+        laplacian = jnp.trace(jax.hessian(log_prob)(x, t))
+        transport = jnp.trace(jax.jacfwd(drift)(x)) + drift(x) @ score
+        diffusion = reverse_diffusion(schedule, t, lam) ** 2 / 2
+        terms = jnp.stack([jax.grad(log_prob, 1)(x, t), transport, diffusion * (laplacian + score @ score)])
+        return jnp.abs(terms.sum()) / jnp.abs(terms).max()
+
+    points = 1.5 * jr.normal(jr.key(1), (6, 2))
+    return jax.vmap(lambda t: jax.vmap(lambda x: residual(x, t))(points))(jnp.array([0.105, 0.45, 0.9])).max()
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0, 2.0])
+@all_schedules
+def test_reverse_family_keeps_the_marginals(schedule, lam):
+    """Eqs. (4), (5) and between: every lam solves the same Fokker-Planck equation; a mixed pair does not."""
+    assert fokker_planck_residual(schedule, jnp.array(lam), jnp.array(lam)) < tolerances.IDENTITY
+    assert fokker_planck_residual(schedule, jnp.array(lam), jnp.array(lam + 0.1)) > 1e-3
+
+
+def test_reverse_sde_is_the_forward_sde_with_a_score_correction():
+    """Anderson 1982: the drift of lam = 1 is f x - g² score, here with the score by autodiff."""
+    schedule, target, t, x = LinearVP(), plane(), jnp.array(0.3), X0
+    score = jax.grad(target.marginal(schedule, t).log_prob)(x)
+    drift = reverse_drift(schedule, noise_fn(target, schedule), x, t, 1.0)
+    assert_close(drift, schedule.f(t) * x - reverse_diffusion(schedule, t) ** 2 * score, tolerances.ROUNDING)

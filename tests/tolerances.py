@@ -1,0 +1,13 @@
+"""Every tolerance of the tests, with the reason for its size. Relative unless it says otherwise."""
+
+ROUNDING = 1e-13  # float64: a few hundred roundings of 1e-16, no cancellation
+IDENTITY = 1e-10  # float64: an identity between quantities that lose up to six digits by cancellation
+QUADRATURE = 1e-8  # scipy's adaptive quadrature on smooth integrands, asked for 1e-10
+ROUNDING_32 = 1e-6  # float32: some ten roundings of 6e-8
+INVERSE_32 = 1e-5  # float32: t(log_snr(t)) near the data, where a relative error grows by cancellation
+RECONSTRUCTION_64 = 1e-13  # record and replay undo each other but for the rounding of one step, which SDEs damp
+RECONSTRUCTION_32 = 1e-5  # the same at 6e-8 a rounding
+PARITY_32 = 1e-5  # diffusers' float32 tables are good to 1e-6; fifty float32 steps
+PARITY_64 = 1e-10  # the same steps on float64 tables: rounding, times the flow's amplification
+ORDER = 0.2  # distance of a measured slope from the order of the method
+STANDARD_ERRORS = 4.0  # Monte Carlo: a right answer fails once in 16000 keys, and the keys are fixed
