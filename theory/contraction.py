@@ -291,11 +291,11 @@ def _curve(given: Problem, ts: Times, lam: float) -> Curve:
             law, marginal = law_gaussian(given, s, lam), given.marginal(s)
             return _measure(given, s, ratio_of_laws(law, marginal), _union(marginal, law))
         if lam == 1:
-            return _measure(given, s, ratio_sde(given, s), _cover_sde(given, s))
+            return _measure(given, s, ratio_sde(given, s), sde_cover(given, s))
         return _measure(given, s, ratio_ode(given, s), _cover_ode(given, s))
 
     at_start = ratio_of_laws(given.start, given.marginal(ts[0]))
-    first = _measure(given, ts[0], at_start, _cover_sde(given, ts[0]))
+    first = _measure(given, ts[0], at_start, sde_cover(given, ts[0]))
     rest = jax.lax.map(later, ts[1:])
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
@@ -320,7 +320,7 @@ def _measure(given: Problem, s: Time, ratio: Callable[[Point], Ratio], cover: Ga
 
 
 def _rule_on_line(ratio: Callable[[Point], Ratio], cover: GaussianMixture, marginal: GaussianMixture) -> Rule:
-    """Panels that end where the two densities cross, for TV, and at the quantiles of panels of the other law, for W2."""
+    """Panels that end where the densities cross, for TV, and at the quantiles of panels of the other law, for W2."""
 
     def log_h(x: Float[Array, " n"]) -> Float[Array, " n"]:
         return jax.vmap(ratio)(x[:, None]).log_h
@@ -349,7 +349,7 @@ def _union(*laws: GaussianMixture) -> GaussianMixture:
     return GaussianMixture(jnp.full(count, -np.log(count)), *joined[1:])
 
 
-def _cover_sde(given: Problem, s: Time) -> GaussianMixture:
+def sde_cover(given: Problem, s: Time) -> GaussianMixture:
     """Gaussians that cover p_s, p~_s and the integrand of chi2, p~_s² / p_s.
 
     Under the reverse kernel of one component k of the target a Gaussian stays one: x_s = G (x_t0 - m_t0) + m_s + noise,

@@ -99,7 +99,7 @@ def gaussian_fisher(p: GaussianMixture, q: GaussianMixture) -> Scalar:
 
 
 def gaussian_renyi(p: GaussianMixture, q: GaussianMixture, order: float) -> Scalar:
-    """order/2 |m - n|²_(S^-1) - log(det S / (det C^(1-order) det D^order)) / (2 (order - 1)), S = (1-order) C + order D.
+    """q/2 |m - n|²_(S^-1) - log(det S / (det C^(1-q) det D^q)) / (2 (q - 1)), S = (1 - q) C + q D, q = order.
 
     Gil, Alajaji & Linder 2013, Table 2. Infinite where S is not positive definite.
     """

@@ -38,13 +38,16 @@ def quantile(law: GaussianMixture, u: Tails) -> Values:
     reach = 4 * REACH
     low = jnp.full_like(u.log_lower, jnp.min(law.means - reach * stds))
     high = jnp.full_like(u.log_lower, jnp.max(law.means + reach * stds))
-    nearer_lower = u.log_lower < u.log_upper
+    # The nearer tail of x -> u is the lower tail of side * x.
+    side = jnp.where(u.log_lower < u.log_upper, 1.0, -1.0)
+    wanted = jnp.minimum(u.log_lower, u.log_upper)
 
     def halve(_, bracket):
         low, high = bracket
         middle = (low + high) / 2
-        here = tails(law, middle)
-        beyond = jnp.where(nearer_lower, here.log_lower > u.log_lower, here.log_upper < u.log_upper)
+        z = side[None] * (middle[None] - law.means) / stds
+        tail = jax.nn.logsumexp(law.log_weights[:, None] + log_ndtr(z), axis=0)
+        beyond = (tail - wanted) * side > 0
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
     low, high = jax.lax.fori_loop(0, 64, halve, (low, high))
@@ -53,11 +56,9 @@ def quantile(law: GaussianMixture, u: Tails) -> Values:
 
 def tails_from_density(rule: Rule, density: Values) -> Tails:
     """The tails at the nodes of a `legendre_panels` rule of a law known by its density there."""
-    lower = cumulative(rule, density)
-    flipped = Rule(-rule.nodes[::-1], rule.weights[::-1], rule.coarse[::-1])
-    upper = cumulative(flipped, density[::-1])[::-1]
+    below, above = cumulative(rule, density)
     tiny = jnp.finfo(density.dtype).tiny
-    return Tails(jnp.log(jnp.maximum(lower, tiny)), jnp.log(jnp.maximum(upper, tiny)))
+    return Tails(jnp.log(jnp.maximum(below, tiny)), jnp.log(jnp.maximum(above, tiny)))
 
 
 def preimages(rule: Rule, density: Values, u: Tails) -> Values:

@@ -100,13 +100,27 @@ def legendre_panels(edges: Float[Array, " panels_1"], order: int = 12) -> Rule:
     return Rule(x.reshape(-1, 1), (half * weights[None]).ravel(), (half * coarse[None]).ravel())
 
 
-def cumulative(rule: Rule, values: Float[Array, " n"], order: int = 12) -> Float[Array, " n"]:
-    """integral of F from the left end to every node, F given at the nodes of `legendre_panels(edges, order)`."""
+class Cumulative(NamedTuple):
+    """Integrals from the left end to every node, and from every node to the right end."""
+
+    left: Float[Array, " n"]
+    right: Float[Array, " n"]
+
+
+def cumulative(rule: Rule, values: Float[Array, " n"], order: int = 12) -> Cumulative:
+    """The running integrals of a function given at the nodes of `legendre_panels(edges, order)`.
+
+    Both directions, each a sum of its own: one minus the other would lose the small tail.
+    """
     _, weights, _, matrix = legendre(order)
     panels = values.reshape(-1, order)
     half = rule.weights.reshape(-1, order).sum(axis=1) / 2
-    before = jnp.cumsum(half * (panels @ weights)) - half * (panels @ weights)
-    return (before[:, None] + half[:, None] * (panels @ matrix.T)).ravel()
+    whole = half * (panels @ weights)
+    before = jnp.cumsum(whole) - whole
+    after = jnp.cumsum(whole[::-1])[::-1] - whole
+    left = before[:, None] + half[:, None] * (panels @ matrix.T)
+    right = after[:, None] + half[:, None] * (panels @ (weights[None] - matrix).T)
+    return Cumulative(left.ravel(), right.ravel())
 
 
 @lru_cache

@@ -1,0 +1,85 @@
+"""The exact law of a discretised sampler: what a solver with finitely many steps does to a law.
+
+A solver step is a Gaussian kernel, so a chain of them acts on laws without sampling: affinely for Gaussian data, by
+Chapman-Kolmogorov on a quadrature grid for mixtures on the line.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from theory.contraction import Problem, sde_cover
+from theory.mixtures import noise_fn
+from theory.quadrature import Rule, legendre_panels, panel_edges
+from theory.types import Solver, Time, Times
+
+
+class Moments(NamedTuple):
+    """Mean and covariance of a Gaussian law."""
+
+    mean: Float[Array, "*times d"]
+    covariance: Float[Array, "*times d d"]
+
+
+def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times) -> Moments:
+    """The laws of a one-step solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts.
+
+    The exact noise prediction is affine, so the kernel's mean is too: m <- mean(m), C <- A C A^T + std² I with A its
+    Jacobian. Any one-step solver, any dimension.
+    """
+    eps_fn = noise_fn(problem.target, problem.schedule)
+
+    def step(law: Moments, times: tuple[Time, Time]) -> tuple[Moments, Moments]:
+        def mean(x):
+            return solver.kernel(eps_fn, x, *times, solver.init(x))[0].mean
+
+        A = jax.jacfwd(mean)(law.mean)
+        std = solver.kernel(eps_fn, law.mean, *times, solver.init(law.mean))[0].std
+        law = Moments(mean(law.mean), A @ law.covariance @ A.T + std**2 * jnp.eye(len(law.mean)))
+        return law, law
+
+    _, laws = jax.lax.scan(step, moments, (ts[:-1], ts[1:]))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), moments, laws)
+
+
+class ChainLaws(NamedTuple):
+    """Densities of two chains on the line, started from p~_t0 and from p_t0, at the nodes of a rule for each time."""
+
+    rule: Rule  # leaves (times, n, ...)
+    edited: Float[Array, "times n"]
+    right: Float[Array, "times n"]
+
+    def kl(self) -> Float[Array, " times"]:
+        """KL between the two chains at every time."""
+        log_ratio = jnp.log(self.edited) - jnp.log(self.right)
+        terms = jnp.where(self.edited > 0, self.edited * (log_ratio + jnp.expm1(-log_ratio)), 0.0)
+        return jnp.sum(self.rule.weights * terms, axis=-1)
+
+
+def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) -> ChainLaws:
+    """Chapman-Kolmogorov for a stochastic one-step solver on the line, p_s(x) = integral q(x | y) p_t(y) dy.
+
+    ts[0] must be t0, and the last time positive. The kernel must be wider than the spacing of the nodes, about a
+    tenth of the narrowest standard deviation; the masses of the result tell.
+    """
+    eps_fn = noise_fn(problem.target, problem.schedule)
+
+    def rule_at(s: Time) -> Rule:
+        return legendre_panels(panel_edges(sde_cover(problem, s), panels))
+
+    def step(carry, times):
+        rule, densities = carry
+        q, _ = solver.kernel(eps_fn, rule.nodes, *times, solver.init(rule.nodes))
+        after = rule_at(times[1])
+        z = (after.nodes - q.mean[:, 0][None]) / q.std
+        transition = jnp.exp(-(z**2) / 2) / (jnp.sqrt(2 * jnp.pi) * q.std)
+        densities = (densities * rule.weights[None]) @ transition.T
+        return (after, densities), (after, densities)
+
+    first = rule_at(ts[0])
+    laws = jnp.exp(jnp.stack([problem.start.log_prob(first.nodes), problem.marginal(ts[0]).log_prob(first.nodes)]))
+    _, rest = jax.lax.scan(step, (first, laws), (ts[:-1], ts[1:]))
+    rule, densities = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (first, laws), rest)
+    return ChainLaws(rule, densities[:, 0], densities[:, 1])
