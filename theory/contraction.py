@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from scipy.integrate import solve_ivp
 
 from theory import line
-from theory.divergences import CHI2, FISHER, KL, TV, Divergence, from_values
+from theory.divergences import CHI2, DIRICHLET, FISHER, KL, TV, Divergence, from_values
 from theory.mixtures import GaussianMixture, noise_fn
 from theory.processes import reverse_drift
 from theory.quadrature import REACH, Rule, covering_rule, legendre_panels, normal_grid, panel_edges, split_at_roots
@@ -238,9 +238,9 @@ def law_gaussian(problem: Problem, s: Time, lam: float) -> GaussianMixture:
 class Curve(NamedTuple):
     """The distance of p~_s to p_s on a grid of times; every estimate holds arrays of shape (times,).
 
-    `mode_weights`, (times, k): the mean posterior probability of each component of the target under p~_s, that is
-    how much of the edited law sits in each mode. `mass` is the integral of p~_s, 1 to rounding. `w2` is nan in two
-    dimensions, where it has no formula.
+    `mode_weights`, (times, k), is the mean posterior probability of each component of the target under p~_s: how much
+    of the edited law sits in each mode. `dirichlet` is E_p |grad h|², which chi2 loses at the rate lam² g². `mass` is
+    the integral of p~_s, 1 to rounding. `w2` is nan in two dimensions, where it has no formula.
     """
 
     ts: Times
@@ -249,6 +249,7 @@ class Curve(NamedTuple):
     chi2: Estimate
     tv: Estimate
     w2: Estimate
+    dirichlet: Estimate
     mass: Array
     mode_weights: Array
 
@@ -316,7 +317,9 @@ def _measure(given: Problem, s: Time, ratio: Callable[[Point], Ratio], cover: Ga
     nan = jnp.full_like(s, jnp.nan)
     w2 = line.w2(rule, density, line.tails_from_density(rule, density), marginal) if on_line else Estimate(nan, nan)
     mode_weights = marginal.responsibilities(rule.nodes) @ (rule.weights * density)
-    return Curve(s, of(KL), of(FISHER), of(CHI2), of(TV), w2, rule.integrate(density).value, mode_weights)
+    return Curve(
+        s, of(KL), of(FISHER), of(CHI2), of(TV), w2, of(DIRICHLET), rule.integrate(density).value, mode_weights
+    )
 
 
 def _rule_on_line(ratio: Callable[[Point], Ratio], cover: GaussianMixture, marginal: GaussianMixture) -> Rule:

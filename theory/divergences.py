@@ -34,6 +34,9 @@ FISHER = Divergence(lambda r, g: g)
 CHI2 = Divergence(lambda r, g: 4 * jnp.sinh(r / 2) ** 2)
 TV = Divergence(lambda r, g: jnp.abs(jnp.expm1(-r)) / 2)
 
+# Not a divergence of its own, but the rate of one: E_q |grad (p/q)|².
+DIRICHLET = Divergence(lambda r, g: jnp.exp(r) * g)
+
 
 def renyi(order: float) -> Divergence:
     """log E_p[(p/q)^(order - 1)] / (order - 1), order > 0 other than 1. Van Erven & Harremoes 2014, eq. (10)."""

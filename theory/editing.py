@@ -9,10 +9,11 @@ Nothing here knows what x is: a point of the plane, a batch of images, a latent.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import Array, Shaped
 
 from theory.processes import forward_path
 from theory.solve import Constraint, invert, record, replay, sample
@@ -36,7 +37,7 @@ def edit(
     *,
     latent: Latent,
     manipulate: Callable[[X], X] = unchanged,
-    mask: X | None = None,
+    mask: Shaped[Array, "*#x"] | None = None,
 ) -> X:
     """Edits x0, which stands at ts[-1]: the latent at ts[0] is reached, manipulated and solved back.
 
@@ -44,9 +45,11 @@ def edit(
     on the way back (the same function unless the edit changes the prompt). Where the mask is 0, every time of the
     way back is set to the way up, so x0 returns there exactly. Shapes: x0 and the result (*x), mask broadcasts.
 
-    Raises ValueError if the solver does not fit: "invert" needs an ODE solver, "cycle" a stochastic one and
-    ts[-1] > 0.
+    Raises ValueError for an unknown latent and for a solver that does not fit it: "invert" needs an ODE solver,
+    "cycle" a stochastic one and ts[-1] > 0.
     """
+    if latent not in get_args(Latent):
+        raise ValueError(f"edit: unknown latent {latent!r}; choose one of {', '.join(get_args(Latent))}")
     path_key, back_key = jr.split(key)
     inverting = latent == "invert"
     path = invert(solver, source_eps, x0, ts) if inverting else forward_path(solver.schedule, x0, ts, path_key)

@@ -94,6 +94,7 @@ def _measure(problem: "Problem", grid: Grid, h: Cells, medium: Medium, s: Time) 
         "chi2": jnp.sum(grid.size * (h - 1) ** 2),
         "tv": jnp.sum(grid.size * jnp.abs(h - 1)) / 2,
         "w2": jnp.sqrt(jnp.sum(mass * (medium.x - matched) ** 2)),
+        "dirichlet": jnp.sum(jnp.diff(h) ** 2 * medium.conductance),
         "mass": mass.sum(),
         "mode_weights": marginal.responsibilities(medium.x[:, None]) @ mass,
     }

@@ -28,6 +28,7 @@ def transition(schedule: Schedule, x_s: X, s: Time, t: Time) -> Kernel:
     return Kernel(scale * x_s, schedule.sigma(t) * jnp.sqrt(shrink))
 
 
+@jax.jit
 def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
     """A path of the forward SDE on the decreasing grid ts that starts from x at ts[-1]: (times, *x), path[-1] = x.
 

@@ -72,6 +72,8 @@ def time_grid(
     if not isinstance(schedule, DiscreteVP):
         raise ValueError(f"time_grid: spacing {spacing!r} counts trained timesteps; it needs a DiscreteVP")
     total = schedule.steps
+    if steps > total:
+        raise ValueError(f"time_grid: {steps} steps of {spacing!r}, but the schedule has {total} timesteps")
     timesteps = {
         "leading": np.arange(steps)[::-1] * (total // steps) + offset,
         "trailing": np.round(np.arange(total, 0, -total / steps)) - 1,
