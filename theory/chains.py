@@ -4,6 +4,7 @@ A solver step is a Gaussian kernel, so a chain of them acts on laws without samp
 Chapman-Kolmogorov on a quadrature grid for mixtures on the line.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ class Moments(NamedTuple):
     covariance: Float[Array, "*times d d"]
 
 
+@jax.jit
 def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times) -> Moments:
     """The laws of a one-step solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts.
 
@@ -58,6 +60,7 @@ class ChainLaws(NamedTuple):
         return jnp.sum(self.rule.weights * terms, axis=-1)
 
 
+@partial(jax.jit, static_argnames="panels")
 def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) -> ChainLaws:
     """Chapman-Kolmogorov for a stochastic one-step solver on the line, p_s(x) = integral q(x | y) p_t(y) dy.
 

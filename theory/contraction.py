@@ -166,29 +166,27 @@ def flow(problem: Problem, y: Float[Array, "n d"], s: float, rtol: float = 1e-11
     (scipy's DOP853). log|det J| is the log-determinant of the change of variables.
     """
     n, d = y.shape
-    eps_fn = noise_fn(problem.target, problem.schedule)
-
-    @jax.jit
-    def velocity(t, state):
-        x, jacobian = state[: n * d].reshape(n, d), state[n * d :].reshape(n, d, d)
-
-        def drift(x):
-            return reverse_drift(problem.schedule, eps_fn, x, t, lam=0.0)
-
-        dx, slope = jax.vmap(lambda x: (drift(x), jax.jacfwd(drift)(x)))(x)
-        return jnp.concatenate([dx.ravel(), (slope @ jacobian).ravel()])
-
     state = np.concatenate([np.ravel(y), np.tile(np.eye(d).ravel(), n)])
-    solution = solve_ivp(
-        lambda t, state: np.asarray(velocity(t, state)),
-        (float(problem.t0), float(s)),
-        state,
-        method="DOP853",
-        rtol=rtol,
-        atol=rtol,
-    )
+    span = (float(problem.t0), float(s))
+    velocity = lambda t, state: np.asarray(_flow_velocity(problem, t, state))  # noqa: E731
+    solution = solve_ivp(velocity, span, state, method="DOP853", rtol=rtol, atol=rtol)
     end = jnp.asarray(solution.y[:, -1])
     return Flow(end[: n * d].reshape(n, d), end[n * d :].reshape(n, d, d))
+
+
+@jax.jit
+def _flow_velocity(problem: Problem, t: Time, state: Float[Array, " n_d_dd"]) -> Float[Array, " n_d_dd"]:
+    """d(x, J)/dt of `flow`, all points in one vector; their number follows from its length."""
+    d = problem.target.dim
+    n = state.size // (d + d * d)
+    x, jacobian = state[: n * d].reshape(n, d), state[n * d :].reshape(n, d, d)
+    eps_fn = noise_fn(problem.target, problem.schedule)
+
+    def drift(x: Point) -> Point:
+        return reverse_drift(problem.schedule, eps_fn, x, t, lam=0.0)
+
+    dx, slope = jax.vmap(lambda x: (drift(x), jax.jacfwd(drift)(x)))(x)
+    return jnp.concatenate([dx.ravel(), (slope @ jacobian).ravel()])
 
 
 def kl_ode(problem: Problem, s: float, points: int = 65) -> Estimate:

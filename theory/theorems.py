@@ -7,6 +7,7 @@ machinery, each of which must fail. Equation numbers are those of arXiv 2311.014
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from theory import line
 from theory.chains import Moments, gaussian_chain, line_chain
 from theory.contraction import Curve, Problem, contraction_curve, flow, flow_map, kl_ode, law_gaussian, problem
 from theory.divergences import gaussian_kl
-from theory.gaussians import Offset, clock, cycle_edited, inexact_score, path_covariance, recorded_noise
+from theory.gaussians import Offset, cycle_edited, inexact_score, recorded_noise
 from theory.heat import heat_curve
 from theory.inequalities import chi2_factor, log_sobolev, poincare
 from theory.mixtures import gaussian, mixture_1d, noise_fn
@@ -54,7 +55,11 @@ def equal(statement: str, equation: str, lhs, rhs, tolerance: float) -> Check:
     return Check(statement, equation, lhs, "=", rhs, abs(lhs - rhs) / max(abs(lhs), abs(rhs), 1e-300), tolerance)
 
 
-def at_most(statement: str, equation: str, lhs, rhs, tolerance: float = 0.0) -> Check:
+# Differences of equal numbers, both right to rounding.
+ROUNDING = 1e-13
+
+
+def at_most(statement: str, equation: str, lhs, rhs, tolerance: float = ROUNDING) -> Check:
     """lhs <= rhs; the tolerance is relative to rhs, or absolute where rhs is 0."""
     lhs, rhs = float(lhs), float(rhs)
     excess = (lhs - rhs) / (abs(rhs) or 1.0)
@@ -88,12 +93,10 @@ class Study:
     def times(self) -> tuple[np.ndarray, np.ndarray]:
         """Gauss-Legendre nodes and weights for integrals over [0, t0], t decreasing."""
         t0 = float(self.problem.t0)
-        cuts = (
-            t0 * np.array([1.0, 0.9, 0.7, 0.45, 0.2, 0.05, 0.0])
-            if self.on_line
-            else t0 * np.array([1.0, 0.6, 0.2, 0.0])
-        )
-        parts = [interval(a, b, 12) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        # The divergence falls fastest just below t0. In the plane each node costs a hundred times more.
+        line_cuts, plane_cuts = (1.0, 0.97, 0.9, 0.75, 0.55, 0.35, 0.2, 0.08, 0.0), (1.0, 0.8, 0.4, 0.0)
+        cuts = t0 * np.array(line_cuts if self.on_line else plane_cuts)
+        parts = [interval(a, b, 12) for a, b in pairwise(cuts)]
         nodes, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return nodes, -weights
 
@@ -152,13 +155,17 @@ def ode_invariance(study: Study) -> Iterator[Check]:
             1e-9 if study.on_line else 1e-8,
         )
     if study.on_line:
-        y = p.start.means + jnp.sqrt(p.start.variances) * jnp.linspace(-3, 3, 25)[None]
-        y = y.reshape(-1, 1)
-        zero = jnp.zeros(())
-        mapped = flow_map(p, p.t0, zero, y[:, 0])
-        gap = jnp.max(jnp.abs(flow(p, y, 0.0).x[:, 0] - mapped)) / jnp.max(jnp.abs(mapped))
+        y = (p.start.means + jnp.sqrt(p.start.variances) * jnp.linspace(-4, 4, 33)[None]).reshape(-1, 1)
+        before, after = (
+            jnp.exp(line.tails(law, x[:, 0]).log_lower)
+            for law, x in ((p.marginal(p.t0), y), (p.target, flow(p, y, 0.0).x))
+        )
         yield at_most(
-            "On the line the ODE is the monotone map between marginals", "x_0 = F_0⁻¹(F_t0(x_t0))", gap, 0.0, 1e-8
+            "On the line the ODE is the monotone map between marginals",
+            "F_0(x_0) = F_t0(x_t0)",
+            jnp.max(jnp.abs(after - before)),
+            0.0,
+            1e-9,
         )
 
 
@@ -211,7 +218,7 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
     """Theorem 3.3: recorded noise is white and independent of x_t0, so Cycle-SDE has the marginals of the SDE."""
     g, p = gaussian_problem(), study.problem
     solver = DDIM(g.schedule, eta=1.0)
-    ts = time_grid(g.schedule, 40, end=1e-3)
+    ts = time_grid(g.schedule, 64, end=1e-3)
     correlation = _correlation(recorded_noise(solver, g, ts).covariance)
     off = jnp.abs(correlation - jnp.diag(jnp.diag(correlation)))
     yield at_most(
@@ -229,7 +236,7 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
         1e-11,
     )
 
-    steps = np.array([32, 64, 128])
+    steps = np.array([32, 64])
     excess = [_variance_at_half(DDIM(g.schedule, eta=1.0), g, n) - 1 for n in steps]
     yield equal(
         "Its variance tends to 1 with the step size (measured order)",
@@ -243,7 +250,7 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
     def to_start(x: Float[Array, "1"]) -> Float[Array, "1"]:
         return g.start.means[0] + (x - marginal.means[0]) * jnp.sqrt(g.start.variances[0] / marginal.variances[0])
 
-    for n in (5, 100):
+    for n in (5, 64):
         ts = time_grid(g.schedule, n, end=1e-3)
         yield equal(
             f"With Gaussian data {n} steps of Cycle-SDE have the KL of the exact SDE: no discretisation bias",
@@ -265,7 +272,7 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
         1e-12,
     )
 
-    ts = time_grid(g.schedule, 200, end=1e-3)
+    ts = time_grid(g.schedule, 64, end=1e-3)
     neighbours = jnp.diag(_correlation(recorded_noise(solver, g, ts, independent=True).covariance)[:-1, :-1], 1)
     yield equal(
         'Counter-example: "edit-friendly" noise, drawn independently for each t, is not white',
@@ -311,14 +318,13 @@ def reconstruction(study: Study) -> Iterator[Check]:
     """Appendix A: without an edit, Cycle-SDE returns the source to rounding, ODE inversion to O(1/N)."""
     p = study.problem
     x, eps_fn = p.target.sample(jr.key(0), (20,)), noise_fn(p.target, p.schedule)
-    scale = float(jnp.max(jnp.abs(x)))
     for solver in (DDIM(p.schedule, 1.0), EulerMaruyama(p.schedule, 1.0), DPMSolverPP2M(p.schedule, 1.0)):
         ts = time_grid(p.schedule, 100, start=float(p.t0), end=1e-3)
         path = forward_path(p.schedule, x, ts, jr.key(1))
-        back = replay(solver, eps_fn, path[0], ts, record(solver, eps_fn, path, ts))[-1]
-        name = type(solver).__name__
+        again = replay(solver, eps_fn, path[0], ts, record(solver, eps_fn, path, ts))
+        worst = jnp.max(jnp.abs(again - path)) / jnp.max(jnp.abs(path))
         yield at_most(
-            f"Cycle-SDE with {name} returns the source", "x~_0 = x_0", jnp.max(jnp.abs(back - x)) / scale, 0.0, 1e-13
+            f"Cycle-SDE with {type(solver).__name__} returns the source, and its path", "x~_t = x_t", worst, 0.0
         )
 
     steps = np.array([100, 200, 400])
@@ -347,7 +353,7 @@ def lambda_family(study: Study) -> Iterator[Check]:
     if study.on_line:
         p = study.problem
         ends = jnp.stack([p.t0, zero])
-        heat = heat_curve(p, ends, 1.0)
+        heat, half = (heat_curve(p, ends, lam, cells=300, steps=120) for lam in (1.0, 0.5))
         relative = float(heat.kl.error[-1] / heat.kl.value[-1])
         yield equal(
             "The heat equation for the density ratio agrees with the forward-kernel average",
@@ -356,10 +362,9 @@ def lambda_family(study: Study) -> Iterator[Check]:
             study.sde.kl.value[-1],
             relative,
         )
-        levels = [float(heat_curve(p, ends, lam).kl.value[-1]) for lam in (0.25, 0.5, 0.75)]
-        levels = [float(study.sde.kl.value[0]), *levels, float(study.sde.kl.value[-1])]
+        levels = np.array([study.sde.kl.value[0], half.kl.value[-1], study.sde.kl.value[-1]])
         yield at_most(
-            "More noise contracts more (lam = 0, .25, .5, .75, 1)", "KL_λ(0) decreases in λ", max(np.diff(levels)), 0.0
+            "More noise contracts more (lam = 0, 1/2, 1)", "KL_λ(0) decreases in λ", np.diff(levels).max(), 0.0
         )
 
 
@@ -376,7 +381,7 @@ def f_divergences(study: Study) -> Iterator[Check]:
     yield at_most(
         "chi2 never grows on the way back", "max [χ²(s) - χ²(t)] <= 0", jnp.max(jnp.diff(curve.chi2.value)), 0.0
     )
-    slack = 0.0 if study.on_line else 1e-4  # total variation has a kink that the rule in the plane does not follow
+    slack = ROUNDING if study.on_line else 1e-4  # total variation has a kink that the rule in the plane does not follow
     yield at_most(
         "Total variation never grows on the way back",
         "max [TV(s) - TV(t)] <= 0",
@@ -440,7 +445,7 @@ def discretisation(study: Study) -> Iterator[Check]:
     """Sampling is not the SDE: with finitely many steps, two chains contract as well, and tend to the SDE."""
     g = gaussian_problem()
     for eta in (1.0, 0.0):
-        for n in (10, 100):
+        for n in (10, 40):
             yield equal(
                 f"DDIM(eta = {eta:g}) with {n} steps, two chains on Gaussian data",
                 "KL_N(0) = KL(ρ_N)" if eta else "KL_N(0) = KL(t0)",
@@ -562,17 +567,13 @@ def _by_moment_equations(g: Problem, lam: float, error: float) -> tuple[Offset, 
     return Offset((mean - marginal.means[0, 0]) / jnp.sqrt(v), variance / v), loss, gain, squared
 
 
-def _moments(law) -> Moments:
-    return Moments(law.means[0], law.covariances[0])
-
-
-def _two_chain_kl(g: Problem, eta: float, steps: int) -> float:
+def _two_chain_kl(g: Problem, eta: float, steps: int) -> Float[Array, ""]:
+    starts = [Moments(law.means[0], law.covariances[0]) for law in (g.start, g.marginal(g.t0))]
+    both = jax.tree.map(lambda *a: jnp.stack(a), *starts)
     ts = time_grid(g.schedule, steps)
-    ends = [
-        jax.tree.map(lambda a: a[-1], gaussian_chain(DDIM(g.schedule, eta), g, _moments(law), ts))
-        for law in (g.start, g.marginal(g.t0))
-    ]
-    return float(gaussian_kl(*(gaussian(np.asarray(end.mean), np.asarray(end.covariance)) for end in ends)))
+    laws = jax.vmap(lambda law: gaussian_chain(DDIM(g.schedule, eta), g, law, ts))(both)
+    edited, right = (gaussian(np.asarray(laws.mean[i, -1]), np.asarray(laws.covariance[i, -1])) for i in (0, 1))
+    return gaussian_kl(edited, right)
 
 
 def _two_chain_closed_form(g: Problem, eta: float, steps: int) -> float:
