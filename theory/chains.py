@@ -34,11 +34,13 @@ def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times
     eps_fn = noise_fn(problem.target, problem.schedule)
 
     def step(law: Moments, times: tuple[Time, Time]) -> tuple[Moments, Moments]:
+        t, s = times
+
         def mean(x):
-            return solver.kernel(eps_fn, x, *times, solver.init(x))[0].mean
+            return solver.kernel(eps_fn, x, t, s, solver.init(x))[0].mean
 
         A = jax.jacfwd(mean)(law.mean)
-        std = solver.kernel(eps_fn, law.mean, *times, solver.init(law.mean))[0].std
+        std = solver.kernel(eps_fn, law.mean, t, s, solver.init(law.mean))[0].std
         law = Moments(mean(law.mean), A @ law.covariance @ A.T + std**2 * jnp.eye(len(law.mean)))
         return law, law
 
@@ -74,8 +76,9 @@ def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) ->
 
     def step(carry, times):
         rule, densities = carry
-        q, _ = solver.kernel(eps_fn, rule.nodes, *times, solver.init(rule.nodes))
-        after = rule_at(times[1])
+        t, s = times
+        q, _ = solver.kernel(eps_fn, rule.nodes, t, s, solver.init(rule.nodes))
+        after = rule_at(s)
         z = (after.nodes - q.mean[:, 0][None]) / q.std
         transition = jnp.exp(-(z**2) / 2) / (jnp.sqrt(2 * jnp.pi) * q.std)
         densities = (densities * rule.weights[None]) @ transition.T

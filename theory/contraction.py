@@ -117,7 +117,7 @@ def ratio_sde(problem: Problem, s: Time) -> Callable[[Point], Ratio]:
         share = jnp.take_along_axis(per_component, k[None, :, None], axis=0)[0] - marginal.log_weights[k][:, None]
         terms = share - jax.nn.logsumexp(per_component, axis=0) + (start.log_weights + log_scale)[:, None]
 
-        log_h, grad_weights = _log_sum(terms, weights[None])
+        log_h, grad_weights = _log_sum(terms, jnp.asarray(weights)[None])
         return Ratio(log_h, c / tau2 * jnp.einsum("jn,jnd->d", grad_weights, step))
 
     return ratio

@@ -1,0 +1,134 @@
+"""False statements put to the machinery that verifies the true ones: each must be caught."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import jax.random as jr
+
+from theory.beyond import two_chain_moments
+from theory.checks import Check, Study, at_most, equal, gaussian_problem
+from theory.contraction import kl_ode, law_gaussian
+from theory.divergences import gaussian_kl
+from theory.gaussians import clock, cycle_edited, inexact_score, recorded_noise
+from theory.mixtures import gaussian, noise_fn
+from theory.processes import forward_path
+from theory.solve import sample, time_grid
+from theory.solvers import DDIM
+from theory.theorems import correlation, end_offset, inversion_error, to_start
+
+
+def ode_contracts(study: Study) -> Check:
+    before = study.sde.kl.value[0]
+    return at_most(
+        "The ODE halves the KL divergence", "KL(0) <= KL(t0) / 2", kl_ode(study.problem, 0.0).value, before / 2
+    )
+
+
+def sde_is_invariant(study: Study) -> Check:
+    kl = study.sde.kl.value
+    return equal("The SDE leaves the KL divergence as it is", "KL(0) = KL(t0)", kl[-1], kl[0], 1e-9)
+
+
+def fisher_without_half(study: Study) -> Check:
+    kl, rate = study.sde.kl.value, study.integral(study.sde.fisher.value[1:-1])
+    return equal("dKL/dt is g² I, without the 1/2", "KL(t0) - KL(0) = ∫ g² I dt", kl[0] - kl[-1], rate, 1e-12)
+
+
+def rate_twice_too_fast(study: Study) -> Check:
+    g, zero = gaussian_problem(), jnp.zeros(())
+    variance = g.marginal(g.t0).variances[0, 0]
+    shifted = g._replace(start=gaussian([0.5], [[float(variance)]]))
+    return at_most(
+        "KL decays at twice the log-Sobolev rate (Gaussian mean shift)",
+        "KL(0) <= exp(-2 ∫ g²/V) KL(t0)",
+        gaussian_kl(law_gaussian(shifted, zero, 1.0), shifted.target),
+        jnp.exp(-2 * clock(g, zero)) * gaussian_kl(shifted.start, shifted.marginal(shifted.t0)),
+    )
+
+
+def edit_friendly_is_white(study: Study) -> Check:
+    g = gaussian_problem()
+    ts = time_grid(g.schedule, 64, end=1e-3)
+    law = recorded_noise(DDIM(g.schedule, 1.0), g, ts, independent=True)
+    neighbours = jnp.diag(correlation(law.covariance)[:-1, :-1], 1)
+    return at_most(
+        'Noise drawn independently for each t ("edit-friendly") is white',
+        "Cor(w_i, w_j) = 0",
+        abs(neighbours).max(),
+        0.0,
+        1e-11,
+    )
+
+
+def edit_friendly_has_the_law_of_the_sde(study: Study) -> Check:
+    g = gaussian_problem()
+    ts = time_grid(g.schedule, 64, end=1e-3)
+    law = cycle_edited(DDIM(g.schedule, 1.0), g, ts, to_start(g), independent=True)
+    return equal(
+        '"Edit-friendly" noise gives edited samples the law of the SDE',
+        "KL(p~_s | p_s), replayed = SDE",
+        end_offset(law, g, ts[-1]).kl(),
+        inexact_score(g, ts[-1], 1.0).kl(),
+        1e-3,
+    )
+
+
+def recorded_noise_has_unit_variance(study: Study) -> Check:
+    g = gaussian_problem()
+    ts = time_grid(g.schedule, 64, end=1e-3)
+    variances = jnp.diag(recorded_noise(DDIM(g.schedule, 1.0), g, ts).covariance)[:-1]
+    return equal(
+        "Recorded noise has unit variance at 64 steps", "Var(w) = 1", variances[len(variances) // 2], 1.0, 1e-9
+    )
+
+
+def fresh_noise_reconstructs(study: Study) -> Check:
+    p = study.problem
+    ts = time_grid(p.schedule, 64, start=float(p.t0), end=1e-3)
+    path = forward_path(p.schedule, p.target.sample(jr.key(0), (20,)), ts, jr.key(1))
+    back = sample(DDIM(p.schedule, 1.0), noise_fn(p.target, p.schedule), path[0], ts, jr.key(2))
+    return at_most(
+        "The SDE returns the source without recorded noise", "x~_0 = x_0", jnp.abs(back - path[-1]).max(), 0.0
+    )
+
+
+def inversion_reconstructs(study: Study) -> Check:
+    p = study.problem
+    error = inversion_error(p, p.target.sample(jr.key(0), (20,)), 100)
+    return at_most("DDIM inversion with 100 steps returns the source exactly", "x~_0 = x_0", error, 0.0)
+
+
+def noise_level_does_not_matter(study: Study) -> Check:
+    g, zero = gaussian_problem(), jnp.zeros(())
+    half, full = (inexact_score(g, zero, lam).kl() for lam in (0.5, 1.0))
+    return equal("The noise level of the reverse process does not matter", "KL_½(0) = KL_1(0)", half, full, 1e-3)
+
+
+def inexact_ode_is_invariant(study: Study) -> Check:
+    g, zero = gaussian_problem(), jnp.zeros(())
+    after, before = inexact_score(g, zero, 0.0, 0.1).kl(), inexact_score(g, g.t0, 0.0, 0.1).kl()
+    return equal("The ODE is invariant with an inexact score, too", "KL(0) = KL(t0), 1.1 score", after, before, 1e-3)
+
+
+def discretisation_is_free(study: Study) -> Check:
+    g = gaussian_problem()
+    _, right = two_chain_moments(g, 1.0, 10)
+    return at_most(
+        "DDPM with 10 steps ends at the data law", "KL(p_N | q0) <= 1e-3", gaussian_kl(right, g.target), 1e-3
+    )
+
+
+CONTROLS: dict[str, Callable[[Study], Check]] = {
+    "ode-contracts": ode_contracts,
+    "sde-is-invariant": sde_is_invariant,
+    "fisher-without-half": fisher_without_half,
+    "rate-twice-too-fast": rate_twice_too_fast,
+    "edit-friendly-is-white": edit_friendly_is_white,
+    "edit-friendly-has-the-law-of-the-sde": edit_friendly_has_the_law_of_the_sde,
+    "recorded-noise-has-unit-variance": recorded_noise_has_unit_variance,
+    "fresh-noise-reconstructs": fresh_noise_reconstructs,
+    "inversion-reconstructs": inversion_reconstructs,
+    "noise-level-does-not-matter": noise_level_does_not_matter,
+    "inexact-ode-is-invariant": inexact_ode_is_invariant,
+    "discretisation-is-free": discretisation_is_free,
+}
