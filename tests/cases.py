@@ -1,10 +1,16 @@
 """Schedules, data laws and the order measurement that the tests share."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from tests import tolerances
 from theory.mixtures import mixture
 from theory.schedules import CosineVP, DiscreteVP, LinearVP, ScaledLinearVP, VarianceExploding
+from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 
 VP_SCHEDULES = {
     "linear": LinearVP(),
@@ -27,6 +33,22 @@ def plane():
     return mixture([0.5, 0.3, 0.2], [[-1.0, 0.5], [1.0, 1.0], [0.3, -1.2]], covariances)
 
 
+def normal(*shape: int) -> jax.Array:
+    """Unit normals for a test's points and noise: the same for the same shape, and nothing to compile."""
+    return jnp.asarray(np.random.default_rng(shape).normal(size=shape))
+
+
+def two_wells(schedule, wells=1.0, variance=0.3) -> Partial:
+    """The exact noise prediction of data N(±wells, variance) in every coordinate; it compiles faster than a mixture."""
+    return Partial(_two_wells_eps, schedule, jnp.asarray(wells), jnp.asarray(variance))
+
+
+def _two_wells_eps(schedule, wells, variance, x, t):
+    alpha, sigma = schedule.alpha(t).astype(x.dtype), schedule.sigma(t).astype(x.dtype)
+    wells, total = alpha * wells.astype(x.dtype), alpha**2 * variance.astype(x.dtype) + sigma**2
+    return sigma / total * (x - wells * jnp.tanh(wells * x / total))
+
+
 def assert_close(actual, expected, rtol: float) -> None:
     """Largest error relative to the largest magnitude expected."""
     actual, expected = np.asarray(actual, float), np.asarray(expected, float)
@@ -43,3 +65,16 @@ def assert_order(error_of, expected: float, steps=(32, 64, 128, 256)) -> None:
     """The error falls like steps^-expected."""
     measured = order(error_of, steps)
     assert abs(measured - expected) <= tolerances.ORDER, f"order {measured:.3f}, expected {expected}"
+
+
+STOCHASTIC = {
+    f"{method.__name__}({level})": partial(method, **{name: level})
+    for method, name in ((DDIM, "eta"), (EulerMaruyama, "lam"), (DPMSolverPP2M, "lam"))
+    for level in (0.5, 1.0)
+}
+DETERMINISTIC = {
+    "DDIM(0)": partial(DDIM, eta=0.0),
+    "EulerMaruyama(0)": partial(EulerMaruyama, lam=0.0),
+    "Heun": Heun,
+    "DPMSolverPP2M(0)": partial(DPMSolverPP2M, lam=0.0),
+}

@@ -8,6 +8,6 @@ INVERSE_32 = 1e-5  # float32: t(log_snr(t)) near the data, where a relative erro
 RECONSTRUCTION_64 = 1e-13  # record and replay undo each other but for the rounding of one step, which SDEs damp
 RECONSTRUCTION_32 = 1e-5  # the same at 6e-8 a rounding
 PARITY_32 = 1e-5  # diffusers' float32 tables are good to 1e-6; fifty float32 steps
-PARITY_64 = 1e-10  # the same steps on float64 tables: rounding, times the flow's amplification
+PARITY_64 = 1e-13  # the same steps on float64 tables: rounding alone
 ORDER = 0.2  # distance of a measured slope from the order of the method
 STANDARD_ERRORS = 4.0  # Monte Carlo: a right answer fails once in 16000 keys, and the keys are fixed
