@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from theory.beyond import BEYOND
 from theory.checks import Check, Study, paper_problem
@@ -79,7 +81,7 @@ def run(args: Args) -> int:
     for flag, path in (("--json", args.json), ("--plot", args.plot)):
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{flag} {path}: the folder {path.resolve().parent} does not exist")
-    if args.plot is not None and args.plot.suffix not in (".png", ".pdf", ".svg"):
+    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
 
     jax.config.update("jax_enable_x64", True)
@@ -92,7 +94,7 @@ def run(args: Args) -> int:
         _write(args.json, lambda file: file.write(json.dumps(_report(given, checks), indent=1).encode()))
     if args.plot:
         figure = draw(given)
-        _write(args.plot, lambda file: figure.savefig(file, format=args.plot.suffix[1:], dpi=160))
+        _write(args.plot, lambda file, kind=args.plot.suffix[1:]: figure.savefig(file, format=kind, dpi=160))
     held = [check.passed != args.controls for group in checks.values() for check in group]
     return 0 if all(held) else 1
 
@@ -191,22 +193,26 @@ def _print(checks: dict[str, list[Check]], controls: bool) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)  # a file or a pipe: whole lines rather than narrow columns
-    table = Table("statement", "equation", pad_edge=False)
+    wide = console.width >= 150
+    digits = 12 if wide else 6
+    table = Table("statement", box=SIMPLE_HEAD, pad_edge=False)
+    if wide:
+        table.add_column("equation")
     for column in ("left", "", "right", "residual", "tolerance", ""):
         table.add_column(column, justify="right", no_wrap=True)
+    words = ("caught", "NOT CAUGHT") if controls else ("holds", "FAILS")
     for title, group in checks.items():
-        table.add_row(f"[bold]{title}[/]")
+        table.add_row(Text(title, "bold"))
         for check in group:
             good = check.passed != controls
-            words = ("caught", "NOT CAUGHT") if controls else ("holds", "FAILS")
-            verdict = f"[green]{words[0]}[/]" if good else f"[bold red]{words[1]}[/]"
-            numbers = f"{check.lhs:.13g}", check.relation, f"{check.rhs:.13g}", f"{check.residual:.1e}"
-            table.add_row(check.statement, check.equation, *numbers, f"{check.tolerance:.0e}", verdict)
+            numbers = f"{check.lhs:.{digits}g}", check.relation, f"{check.rhs:.{digits}g}", f"{check.residual:.1e}"
+            verdict = Text(words[0], "green") if good else Text(words[1], "bold red")
+            sentence = [Text(check.statement), Text(check.equation)] if wide else [Text(check.statement)]
+            table.add_row(*sentence, *numbers, f"{check.tolerance:.0e}", verdict)
         table.add_section()
     console.print(table)
-    total = sum(len(group) for group in checks.values())
-    good = sum(check.passed != controls for group in checks.values() for check in group)
-    console.print(f"{good} of {total} {'false statements caught' if controls else 'statements hold'}")
+    good = [check.passed != controls for group in checks.values() for check in group]
+    console.print(f"{sum(good)} of {len(good)} {'false statements caught' if controls else 'statements hold'}")
 
 
 def _report(given: Problem, checks: dict[str, list[Check]]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def lambda_family(study: Study) -> Iterator[Check]:
     if study.on_line:
         p = study.problem
         ends = jnp.stack([p.t0, zero])
-        heat, half = (heat_curve(p, ends, lam, cells=300, steps=120) for lam in (1.0, 0.5))
+        heat, half = (heat_curve(p, ends, lam, cells=200, steps=100) for lam in (1.0, 0.5))
         relative = float(heat.kl.error[-1] / heat.kl.value[-1])
         yield equal(
             "The heat equation for the density ratio agrees with the forward-kernel average",

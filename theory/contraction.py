@@ -21,8 +21,7 @@ from scipy.integrate import solve_ivp
 
 from theory import line
 from theory.divergences import CHI2, DIRICHLET, FISHER, KL, TV, Divergence, from_values
-from theory.mixtures import GaussianMixture, noise_fn
-from theory.processes import reverse_drift
+from theory.mixtures import GaussianMixture
 from theory.quadrature import REACH, Rule, covering_rule, legendre_panels, normal_grid, panel_edges, split_at_roots
 from theory.types import Estimate, Schedule, Time, Times
 
@@ -180,10 +179,11 @@ def _flow_velocity(problem: Problem, t: Time, state: Float[Array, " n_d_dd"]) ->
     d = problem.target.dim
     n = state.size // (d + d * d)
     x, jacobian = state[: n * d].reshape(n, d), state[n * d :].reshape(n, d, d)
-    eps_fn = noise_fn(problem.target, problem.schedule)
+    marginal = problem.marginal(t)
 
     def drift(x: Point) -> Point:
-        return reverse_drift(problem.schedule, eps_fn, x, t, lam=0.0)
+        # Eq. (5) with the score itself, which is smooth at t = 0 where eps / sigma is 0/0.
+        return problem.schedule.f(t) * x - problem.schedule.beta(t) / 2 * marginal.score(x)
 
     dx, slope = jax.vmap(lambda x: (drift(x), jax.jacfwd(drift)(x)))(x)
     return jnp.concatenate([dx.ravel(), (slope @ jacobian).ravel()])

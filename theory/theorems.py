@@ -188,7 +188,7 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
         yield _cycle_by_sampling(p)
 
 
-def _cycle_by_sampling(p: Problem, particles: int = 50_000, steps: int = 200) -> Check:
+def _cycle_by_sampling(p: Problem, particles: int = 20_000, steps: int = 150) -> Check:
     """Cycle-SDE on the mixture itself: x_t0 is edited by the monotone map to the start, and the noise replayed."""
     solver, eps_fn = DDIM(p.schedule, eta=1.0), noise_fn(p.target, p.schedule)
     ts = time_grid(p.schedule, steps, start=float(p.t0), end=1e-3)
