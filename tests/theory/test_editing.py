@@ -7,8 +7,9 @@ import pytest
 from jax.tree_util import Partial
 
 from tests import tolerances
-from tests.cases import DETERMINISTIC, STOCHASTIC, assert_close, assert_order, normal, two_wells
+from tests.cases import DETERMINISTIC, STOCHASTIC, assert_close, assert_order, normal, plane, two_wells
 from theory.editing import edit
+from theory.mixtures import noise_fn
 from theory.schedules import LinearVP
 from theory.solve import time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
@@ -137,6 +138,18 @@ def test_masked_part_returns_exactly(make, latent):
     out = shifted(mask)
     np.testing.assert_array_equal(out[:, 1], X0[:, 1])
     assert np.all(out[:, 0] != X0[:, 0]) and np.all(shifted(None)[:, 1] != X0[:, 1])
+
+
+def test_masked_part_of_the_latent_is_not_manipulated():
+    """A manipulation of what is masked changes nothing, although the noise prediction couples the two parts."""
+    eps, ts, mask = noise_fn(plane(), SCHEDULE), time_grid(SCHEDULE, 6, start=0.8, end=0.01), jnp.array([[1.0, 0.0]])
+
+    def shifted(d):
+        move = jnp.array([d])
+        return edit(DDIM(SCHEDULE), eps, eps, X0, ts, KEY, latent="invert", manipulate=lambda x: x + move, mask=mask)
+
+    np.testing.assert_array_equal(shifted([0.0, 1.0]), shifted([0.0, 0.0]))
+    assert np.all(shifted([1.0, 0.0])[:, 0] != shifted([0.0, 0.0])[:, 0])
 
 
 def test_masked_cycle_without_an_edit_still_reconstructs():
