@@ -5,10 +5,12 @@ inexact samplers are a mean and a covariance.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from theory.contraction import Problem
@@ -91,6 +93,7 @@ def through(
     return Linear(f(mean_path), J @ path_covariance(problem, ts, independent) @ J.T)
 
 
+@partial(jax.jit, static_argnames="independent")
 def recorded_noise(solver: Solver, problem: Problem, ts: Times, independent: bool = False) -> Linear:
     """The joint law of (w_1, ..., w_N, x_t0): the recorded noise of Eq. (8), and the latent it is recorded from."""
     eps_fn = noise_fn(problem.target, problem.schedule)
@@ -101,14 +104,15 @@ def recorded_noise(solver: Solver, problem: Problem, ts: Times, independent: boo
     return through(f, problem, ts, independent)
 
 
+@partial(jax.jit, static_argnames="independent")
 def cycle_edited(
     solver: Solver,
     problem: Problem,
     ts: Times,
-    edit: Callable[[Float[Array, "1"]], Float[Array, "1"]],
+    edit: Partial,
     independent: bool = False,
 ) -> Linear:
-    """The law of (x~_s, x_s) at the end of Cycle-SDE with an affine edit of x_t0, at any number of steps."""
+    """The law of (x~_s, x_s) at the end of Cycle-SDE, for an affine edit of x_t0, (1,) -> (1,), and any grid."""
     eps_fn = noise_fn(problem.target, problem.schedule)
 
     def f(path: Float[Array, "times 1"]) -> Float[Array, " n"]:

@@ -1,11 +1,12 @@
 """The paper's statements as checks. Equation and theorem numbers are those of arXiv 2311.01410."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from theory import line
@@ -251,11 +252,15 @@ THEOREMS = {
 }
 
 
-def to_start(g: Problem) -> Callable[[Float[Array, "1"]], Float[Array, "1"]]:
+def to_start(g: Problem) -> Partial:
     """The affine edit of x_t0 that turns the Gaussian marginal into the Gaussian start."""
     marginal = g.marginal(g.t0)
     scale = jnp.sqrt(g.start.variances[0] / marginal.variances[0])
-    return lambda x: g.start.means[0] + (x - marginal.means[0]) * scale
+    return Partial(_affine, scale, g.start.means[0] - scale * marginal.means[0])
+
+
+def _affine(scale: Float[Array, "1"], shift: Float[Array, "1"], x: Float[Array, "1"]) -> Float[Array, "1"]:
+    return scale * x + shift
 
 
 def correlation(covariance: Float[Array, "n n"]) -> Float[Array, "n n"]:
