@@ -61,7 +61,7 @@ def tails_from_density(rule: Rule, density: Values) -> Tails:
     return Tails(jnp.log(jnp.maximum(below, tiny)), jnp.log(jnp.maximum(above, tiny)))
 
 
-def preimages(rule: Rule, density: Values, u: Tails) -> Values:
+def preimages(rule: Rule, density: Values, u: Tails) -> Float[Array, " m"]:
     """The points where the law known by its density at the nodes has the tails u.
 
     Cubic Hermite interpolation of x as a function of logit F, whose slope is F (1 - F) / density.

@@ -1,0 +1,69 @@
+"""Every statement holds, and every false one is caught: on the paper's toy, and on other people's mixtures."""
+
+import math
+
+import numpy as np
+import pytest
+
+from theory.beyond import BEYOND
+from theory.checks import Study, at_most, equal, paper_problem
+from theory.contraction import problem
+from theory.controls import CONTROLS
+from theory.mixtures import gaussian, mixture, mixture_1d
+from theory.schedules import CosineVP, LinearVP
+from theory.theorems import THEOREMS
+
+STATEMENTS = THEOREMS | BEYOND
+
+
+@pytest.fixture(scope="module")
+def paper() -> Study:
+    return Study(paper_problem())
+
+
+def failures(study: Study, name: str) -> list[str]:
+    return [f"{c.statement}: {c.lhs} {c.relation} {c.rhs}" for c in STATEMENTS[name].run(study) if not c.passed]
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_hold_on_the_paper_s_toy(paper, name):
+    """All groups of theory-check."""
+    assert not failures(paper, name)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_false_statements_are_caught(paper, name):
+    """A check that cannot fail verifies nothing."""
+    assert not CONTROLS[name](paper).passed
+
+
+@pytest.mark.parametrize("name", ["sde", "ode", "divergences", "reconstruction"])
+def test_statements_hold_in_the_plane(name):
+    """A target and a start with rotated covariances, from t0 < 1."""
+    target = mixture([0.4, 0.6], [[-1.0, -1.0], [1.0, 1.5]], [[[0.2, 0.1], [0.1, 0.3]], [[0.3, -0.1], [-0.1, 0.2]]])
+    start = gaussian([0.3, 0.2], [[0.5, 0.2], [0.2, 0.6]])
+    assert not failures(Study(problem(target, start, LinearVP(0.1, 10.0), 0.9)), name)
+
+
+@pytest.mark.parametrize("name", ["sde", "rate", "cycle"])
+def test_statements_hold_for_an_asymmetric_mixture_and_another_schedule(name):
+    """Three modes of different width, a start of two, the cosine schedule."""
+    target = mixture_1d([0.2, 0.5, 0.3], [-2.0, 0.0, 1.5], [0.3, 0.2, 0.5])
+    start = mixture_1d([0.3, 0.7], [-0.8, 0.5], [0.4, 0.6])
+    assert not failures(Study(problem(target, start, CosineVP(), 0.8)), name)
+
+
+def test_a_start_that_is_right_already_is_refused():
+    """0 = 0 verifies nothing."""
+    target, schedule = mixture_1d([1.0], [0.5], [0.2]), LinearVP(0.1, 10.0)
+    made = problem(target, mixture_1d([1.0], [0.5], [0.3]), schedule)
+    with pytest.raises(ValueError, match="nothing to heal"):
+        Study(made._replace(start=made.marginal(made.t0)))
+
+
+def test_checks_fail_on_nan_and_on_excess():
+    """What does not compare does not pass."""
+    assert not equal("", "", math.nan, 1.0, 1e-3).passed
+    assert not at_most("", "", math.nan, 1.0).passed
+    assert not at_most("", "", 1.0 + 1e-9, 1.0).passed
+    assert at_most("", "", np.float64(1.0), 1.0).passed

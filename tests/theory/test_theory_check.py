@@ -1,0 +1,85 @@
+"""The command theory-check, as a user meets it."""
+
+import json
+
+import pytest
+
+from theory.__main__ import main
+
+
+def run(capsys, *argv: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """Tests leave no compiled programs behind."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+
+def test_it_prints_a_table_and_writes_what_it_found(capsys, tmp_path):
+    """One group, with JSON and a plot; exit code 0."""
+    report, plot = tmp_path / "checks.json", tmp_path / "curves.png"
+    code, out, _ = run(capsys, "--only", "sde", "--json", str(report), "--plot", str(plot))
+    assert code == 0
+    assert "4 of 4 statements hold" in out
+    data = json.loads(report.read_text())
+    assert [check["passed"] for check in data["checks"]] == [True] * 4
+    assert data["t0"] == 1.0 and data["target"]["means"] == [[-2.0], [2.0]] and "jax" in data["versions"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checks.json", "curves.png"]
+
+
+def test_controls_exit_with_0_if_all_are_caught(capsys):
+    """And say so."""
+    code, out, _ = run(capsys, "--controls", "--only", "sde-is-invariant", "fisher-without-half")
+    assert code == 0 and "2 of 2 false statements caught" in out
+
+
+def test_a_false_statement_that_passes_is_an_error(capsys, monkeypatch):
+    """Exit code 1: the machinery has lost its teeth."""
+    import theory.__main__ as command
+    from theory.checks import at_most
+
+    monkeypatch.setitem(command.CONTROLS, "toothless", lambda study: at_most("1 <= 2", "", 1.0, 2.0))
+    code, out, _ = run(capsys, "--controls", "--only", "toothless")
+    assert code == 1 and "NOT CAUGHT" in out
+
+
+def test_list_names_every_group(capsys):
+    """Without computing anything."""
+    code, out, _ = run(capsys, "--list")
+    assert code == 0 and "cycle" in out and "edit-friendly-is-white" in out
+
+
+LINE = '{"weights": [0.5, 0.5], "means": [-1, 1], "stds": [0.3, 0.3]}'
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--target", '{"weights": [0.5, 0.6], "means": [-1, 1], "stds": [1, 1]}'], "sum to 1"),
+        (["--target", '{"weights": [1], "means": [[0, 0]], "covariances": [[[1, 2], [2, 1]]]}'], "positive definite"),
+        (["--target", '{"weights": [1], "means": [NaN], "stds": [1]}'], "finite"),
+        (["--target", '{"weights": [1], "means": [0], "stds": [-1]}'], "positive numbers"),
+        (["--target", '{"weights": [1], "means": [0]}'], "needs the keys"),
+        (["--target", '{"weights": "heavy", "means": [0], "stds": [1]}'], "numbers"),
+        (["--target", "{not json"], "not JSON"),
+        (["--target", "missing.json"], "cannot be read"),
+        (["--target", LINE, "--t0", "1.5"], "t0 must lie in (0, 1]"),
+        (["--target", LINE, "--t0", "nan"], "t0 must lie in (0, 1]"),
+        (["--target", LINE, "--start", '{"weights": [1], "means": [0], "stds": [9]}'], "heavier tails"),
+        (["--start", '{"weights": [1], "means": [[0, 0]], "covariances": [[[1, 0], [0, 1]]]}'], "dimension"),
+        (["--only", "everything"], "no such name"),
+        (["--json", "no/such/folder/x.json"], "does not exist"),
+        (["--plot", "curves.bmp"], ".png, .pdf or .svg"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(capsys, argv, message):
+    """Exit code 2, no traceback, and the line says which input and what is wrong."""
+    code, out, err = run(capsys, *argv)
+    assert code == 2 and out == ""
+    assert err.startswith("theory-check: ") and err.count("\n") == 1 and message in err
