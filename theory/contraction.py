@@ -16,17 +16,31 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from scipy.integrate import solve_ivp
 
 from theory import line
 from theory.divergences import CHI2, DIRICHLET, FISHER, KL, TV, Divergence, from_values
 from theory.mixtures import GaussianMixture
-from theory.quadrature import REACH, Rule, covering_rule, legendre_panels, normal_grid, panel_edges, split_at_roots
+from theory.quadrature import (
+    NORMAL_REACH,
+    REACH,
+    Rule,
+    covering_rule,
+    legendre_panels,
+    normal_grid,
+    panel_edges,
+    split_at_roots,
+)
 from theory.types import Estimate, Schedule, Time, Times
 
 Scalar = Float[Array, ""]
 Point = Float[Array, " d"]
+
+
+# Points per axis, by dimension: of the kernel's grid, and of the search for poles.
+KERNEL_POINTS = {1: 97, 2: 31}
+POLE_POINTS = {1: 401, 2: 61}
 
 
 class Problem(NamedTuple):
@@ -84,22 +98,26 @@ def ratio_sde(problem: Problem, s: Time) -> Callable[[Point], Ratio]:
     With p~ = sum_j w_j N_j, each term is the integral over y of w_j N_j(y) N(y; c x, tau²) / p(y). Dividing the
     numerator by the component p_k that dominates there leaves a Gaussian, N(y; c x + shift_jk, C_jk), times
     p_k / p, which is smooth and bounded by 1 / w_k: the trapezoidal rule takes all digits, however narrow or wide the
-    start is. The gradient is that of the kernel, c / tau² (E_h[y] - c x), with E_h the average weighted by h.
+    start is, with as many shifted copies of the grid as `_copies` asks for. The gradient is that of the kernel,
+    c / tau² (E_h[y] - c x), with E_h the average weighted by h.
     """
     schedule, t0, d = problem.schedule, problem.t0, problem.target.dim
     marginal, start = problem.marginal(t0), problem.start
     c = jnp.exp(schedule.log_alpha(t0) - schedule.log_alpha(s))
     tau2 = -(schedule.sigma(t0) ** 2) * jnp.expm1(schedule.log_snr(t0) - schedule.log_snr(s))
-    z, weights, _ = normal_grid(97 if d == 1 else 31, d)
+    z, _, _ = normal_grid(KERNEL_POINTS[d], d)
+    gap = 2 * NORMAL_REACH[d] / (KERNEL_POINTS[d] - 1)
 
     P, Q = jnp.linalg.inv(start.covariances), jnp.linalg.inv(marginal.covariances)
     kernel = jnp.eye(d)[None] / tau2
     product = jnp.linalg.inv(P + kernel)  # covariance of N_j(y) N(y; c x, tau²), (j, d, d)
     C = jnp.linalg.inv((P + kernel)[:, None] - Q[None])  # the same divided by p_k, (j, k, d, d)
     C = (C + jnp.swapaxes(C, -1, -2)) / 2
-    spread = jnp.linalg.cholesky(C) @ z.T  # (j, k, d, nodes)
+    root = jnp.linalg.cholesky(C)
+    spread = root @ z.T  # (j, k, d, nodes)
     log_dets = jnp.linalg.slogdet(C)[1] + jnp.linalg.slogdet(P)[1][:, None] - jnp.linalg.slogdet(Q)[1][None]
     j = jnp.arange(len(P))
+    copies = _copies(marginal, start, jnp.max(jnp.linalg.norm(root, axis=(-2, -1)), axis=1), gap)
 
     def ratio(x: Point) -> Ratio:
         to_start, to_marginal = start.means - c * x[None], marginal.means - c * x[None]
@@ -111,23 +129,60 @@ def ratio_sde(problem: Problem, s: Time) -> Callable[[Point], Ratio]:
         # N_j N(y; c x, tau²) / p_k = exp(log_scale) N(y; c x + shift, C): exponents at y = c x, up to the common 2 pi.
         exponents = jnp.sum(to_marginal[k] * tilt - to_start * pull + shift * (pull - tilt), axis=-1) / 2
         log_scale = exponents + (log_dets[j, k] - d * jnp.log(tau2)) / 2
-        step = shift[:, None] + jnp.swapaxes(spread[j, k], -1, -2)  # y - c x, (j, nodes, d)
-        per_component = marginal.component_log_probs(c * x[None, None] + step)  # (k, j, nodes)
-        share = jnp.take_along_axis(per_component, k[None, :, None], axis=0)[0] - marginal.log_weights[k][:, None]
-        terms = share - jax.nn.logsumexp(per_component, axis=0) + (start.log_weights + log_scale)[:, None]
 
-        log_h, grad_weights = _log_sum(terms, jnp.asarray(weights)[None])
-        return Ratio(log_h, c / tau2 * jnp.einsum("jn,jnd->d", grad_weights, step))
+        def add(i: Array, sums: _Sums) -> _Sums:
+            offset = gap / copies * jnp.stack(jnp.unravel_index(i, (copies,) * d))
+            step = (shift + root[j, k] @ offset)[:, None] + jnp.swapaxes(spread[j, k], -1, -2)  # y - c x, (j, nodes, d)
+            per_component = marginal.component_log_probs(c * x[None, None] + step)  # (k, j, nodes)
+            share = jnp.take_along_axis(per_component, k[None, :, None], axis=0)[0] - marginal.log_weights[k][:, None]
+            log_weights = -jnp.sum((z + offset[None]) ** 2, axis=1) / 2
+            terms = share - jax.nn.logsumexp(per_component, axis=0) + (start.log_weights + log_scale)[:, None]
+            return sums.plus(terms + log_weights[None], step)
+
+        nothing = _Sums(jnp.array(-jnp.inf), jnp.zeros(()), jnp.zeros(d))
+        sums = jax.lax.fori_loop(0, copies**d, add, nothing)
+        log_h = sums.top + jnp.log(sums.total) + d * jnp.log(gap / copies / jnp.sqrt(2 * jnp.pi))
+        return Ratio(log_h, c / tau2 * sums.moment / sums.total)
 
     return ratio
 
 
-def _log_sum(terms: Float[Array, "j n"], weights: Float[Array, "1 n"]) -> tuple[Scalar, Float[Array, "j n"]]:
-    """log sum w exp(terms), and the share of each term in the sum."""
-    top = jnp.max(terms)
-    values = weights * jnp.exp(terms - top)
-    total = values.sum()
-    return top + jnp.log(total), values / total
+class _Sums(NamedTuple):
+    """sum exp(terms) and sum exp(terms) step, both divided by exp(top), top the largest term so far."""
+
+    top: Scalar
+    total: Scalar
+    moment: Point
+
+    def plus(self, terms: Float[Array, "j n"], step: Float[Array, "j n d"]) -> "_Sums":
+        top = jnp.maximum(self.top, jnp.max(terms))
+        kept, values = jnp.exp(self.top - top), jnp.exp(terms - top)
+        return _Sums(top, kept * self.total + values.sum(), kept * self.moment + jnp.einsum("jn,jnd->d", values, step))
+
+
+def _copies(marginal: GaussianMixture, start: GaussianMixture, stds: Float[Array, " j"], gap: float) -> Int[Array, ""]:
+    """How many times finer than `gap` the grid of a kernel of these standard deviations must be.
+
+    1 / p has poles where two components k, l of the marginal cancel, at a distance pi / |grad log(p_k / p_l)| from the
+    points where they are equal, and the trapezoidal rule errs by exp(-2 pi distance / gap) there. That, times the
+    density of the start, is to stay below exp(-34) = 2e-15.
+    """
+    z, _, _ = normal_grid(POLE_POINTS[marginal.dim], marginal.dim)
+    spacing = 2 * NORMAL_REACH[marginal.dim] / (POLE_POINTS[marginal.dim] - 1)
+
+    def needed(mean: Point, variances: Point, axes: Float[Array, "d d"], std: Scalar) -> Scalar:
+        def at(z: Point) -> Scalar:
+            y = mean + axes @ (jnp.sqrt(variances) * z)
+            logs, slopes = marginal.component_log_probs(y), jax.jacfwd(marginal.component_log_probs)(y)
+            slope = jnp.linalg.norm(slopes[:, None] - slopes[None], axis=-1)
+            reached = jnp.abs(logs[:, None] - logs[None]) <= slope * jnp.sqrt(variances.max()) * spacing
+            seen = jnp.minimum(logs[:, None], logs[None]) > logs.max() - 34
+            return jnp.max(jnp.where(reached & seen, slope, 0.0)) * std * (34 - z @ z / 2) * gap / (2 * jnp.pi**2)
+
+        return jnp.max(jax.vmap(at)(jnp.asarray(z)))
+
+    most = jnp.max(jax.vmap(needed)(start.means, start.variances, start.axes, stds))
+    return jnp.clip(jnp.ceil(most), 1, 1000).astype(int)
 
 
 # --- lam = 0: the flow -------------------------------------------------------------------------------------------
@@ -194,18 +249,15 @@ def kl_ode(problem: Problem, s: float, points: int = 65) -> Estimate:
 
     Nodes y for p~_t0 are carried to x; p~_s(x) = p~_t0(y) / |det J|.
     """
-    rule = _start_rule(problem, points)
+    if problem.target.dim == 1:
+        rule = legendre_panels(panel_edges(problem.start, points // 2))
+    else:
+        rule = covering_rule(problem.start, points)
     carried = flow(problem, rule.nodes, s)
     log_start = problem.start.log_prob(rule.nodes)
     r = log_start - jnp.linalg.slogdet(carried.jacobian)[1] - problem.marginal(jnp.asarray(s)).log_prob(carried.x)
-    # log r averages under p~; its integral over y needs no Jacobian.
-    return from_values(KL, rule, log_start, r, jnp.zeros_like(r))
-
-
-def _start_rule(problem: Problem, points: int) -> Rule:
-    if problem.target.dim == 1:
-        return legendre_panels(panel_edges(_union(problem.start, problem.marginal(problem.t0)), points // 2))
-    return covering_rule(problem.start, points)
+    # The average of r under p~ alone: the rule covers the start, not p, so E_p~[p / p~] = 1 is not at hand.
+    return from_values(Divergence(lambda r, g: r), rule, log_start, r, jnp.zeros_like(r))
 
 
 # --- a Gaussian target: closed form for every lam and dimension --------------------------------------------------
@@ -294,16 +346,19 @@ def _curve(given: Problem, ts: Times, lam: float) -> Curve:
         return _measure(given, s, ratio_ode(given, s), _cover_ode(given, s))
 
     at_start = ratio_of_laws(given.start, given.marginal(ts[0]))
-    first = _measure(given, ts[0], at_start, sde_cover(given, ts[0]))
+    # The narrowest law of the curve, and the cheapest to evaluate.
+    first = _measure(given, ts[0], at_start, sde_cover(given, ts[0]), points=151)
     rest = jax.lax.map(later, ts[1:])
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
-def _measure(given: Problem, s: Time, ratio: Callable[[Point], Ratio], cover: GaussianMixture) -> Curve:
-    """Every divergence at one time, on one rule."""
+def _measure(
+    given: Problem, s: Time, ratio: Callable[[Point], Ratio], cover: GaussianMixture, points: int = 51
+) -> Curve:
+    """Every divergence at one time, on one rule; `points` per axis of the plane."""
     marginal = given.marginal(s)
     on_line = given.target.dim == 1
-    rule = _rule_on_line(ratio, cover, marginal) if on_line else covering_rule(cover, 51)
+    rule = _rule_on_line(ratio, cover, marginal) if on_line else covering_rule(cover, points)
     log_h, grad = jax.lax.map(ratio, rule.nodes, batch_size=512)
     log_density = marginal.log_prob(rule.nodes) + log_h
     density = jnp.exp(log_density)
@@ -326,7 +381,7 @@ def _rule_on_line(ratio: Callable[[Point], Ratio], cover: GaussianMixture, margi
     def log_h(x: Float[Array, " n"]) -> Float[Array, " n"]:
         return jax.vmap(ratio)(x[:, None]).log_h
 
-    edges = split_at_roots(panel_edges(cover, 32), log_h)
+    edges = split_at_roots(panel_edges(cover, 48), log_h)
     rule = legendre_panels(edges)
     density = jnp.exp(marginal.log_prob(rule.nodes) + log_h(rule.nodes[:, 0]))
     images = line.preimages(rule, density, line.tails(marginal, panel_edges(marginal, 24)))

@@ -19,6 +19,8 @@ from theory.types import Estimate
 
 # Half-width of everything in standard deviations: exp(-9²/2) = 3e-18 is below rounding.
 REACH = 9.0
+# The same for the trapezoidal rules, by dimension: outside a disc of radius 7.5 the density integrates to 6e-13.
+NORMAL_REACH = {1: REACH, 2: 7.5}
 
 
 class Rule(NamedTuple):
@@ -127,10 +129,9 @@ def cumulative(rule: Rule, values: Float[Array, " n"], order: int = 12) -> Cumul
 def normal_grid(points: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The trapezoidal rule for E[F(z)], z ~ N(0, I): nodes (n, dim), weights, and those of every other node.
 
-    `points` per axis, an odd number, so that the coarse rule keeps both ends. In the plane the square is cut to a
-    disc of radius 7.5, outside which the density integrates to 6e-13.
+    `points` per axis, an odd number, so that the coarse rule keeps both ends. In the plane the square is cut to a disc.
     """
-    reach = REACH if dim == 1 else 7.5
+    reach = NORMAL_REACH[dim]
     z, step = np.linspace(-reach, reach, points, retstep=True)
     w = step * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     coarse = np.where(np.arange(points) % 2 == 0, 2 * w, 0.0)
