@@ -22,10 +22,12 @@ from rich.text import Text
 
 from theory.beyond import BEYOND
 from theory.checks import Check, Study, paper_problem
-from theory.contraction import Problem, contraction_curve, problem, ratio_ode, ratio_sde
+from theory.contraction import contraction_curve
 from theory.controls import CONTROLS
 from theory.inequalities import log_sobolev
 from theory.mixtures import GaussianMixture, mixture
+from theory.problems import Problem, problem
+from theory.ratios import ratio_ode, ratio_sde
 from theory.theorems import THEOREMS
 
 STATEMENTS = THEOREMS | BEYOND

@@ -10,11 +10,12 @@ from scipy.integrate import solve_ivp
 
 from theory.chains import Moments, gaussian_chain, line_chain
 from theory.checks import ROUNDING, Check, Study, Theorem, at_most, equal, gaussian_problem
-from theory.contraction import Problem, contraction_curve
+from theory.contraction import contraction_curve
 from theory.divergences import gaussian_kl
 from theory.gaussians import Offset, inexact_score
 from theory.heat import heat_curve
 from theory.mixtures import GaussianMixture, gaussian, noise_fn
+from theory.problems import Problem
 from theory.processes import reverse_diffusion, reverse_drift
 from theory.solve import time_grid
 from theory.solvers import DDIM
@@ -34,7 +35,7 @@ def lambda_family(study: Study) -> Iterator[Check]:
     if study.on_line:
         p = study.problem
         ends = jnp.stack([p.t0, zero])
-        heat, half = (heat_curve(p, ends, lam, cells=200, steps=100) for lam in (1.0, 0.5))
+        heat, half = (heat_curve(p, ends, lam, cells=160, steps=60) for lam in (1.0, 0.5))
         relative = float(heat.kl.error[-1] / heat.kl.value[-1])
         yield equal(
             "The heat equation for the density ratio agrees with the forward-kernel average",

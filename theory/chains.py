@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from theory.contraction import Problem, sde_cover
+from theory.contraction import sde_cover
 from theory.mixtures import noise_fn
+from theory.problems import Problem
 from theory.quadrature import Rule, legendre_panels, panel_edges
 from theory.types import Solver, Time, Times
 

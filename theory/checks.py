@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from theory.contraction import Curve, Problem, contraction_curve, problem
+from theory.contraction import contraction_curve
 from theory.mixtures import gaussian, mixture_1d
+from theory.problems import Curve, Problem, problem
 from theory.quadrature import interval
 from theory.schedules import LinearVP
 

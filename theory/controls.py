@@ -7,11 +7,12 @@ import jax.random as jr
 
 from theory.beyond import two_chain_moments
 from theory.checks import Check, Study, at_most, equal, gaussian_problem
-from theory.contraction import kl_ode, law_gaussian
 from theory.divergences import gaussian_kl
+from theory.flows import kl_ode
 from theory.gaussians import clock, cycle_edited, inexact_score, recorded_noise
 from theory.mixtures import gaussian, noise_fn
 from theory.processes import forward_path
+from theory.ratios import law_gaussian
 from theory.solve import sample, time_grid
 from theory.solvers import DDIM
 from theory.theorems import correlation, end_offset, inversion_error, to_start

@@ -53,7 +53,7 @@ def _finish(divergence: Divergence, mean: Array, error: Array) -> Estimate:
     return Estimate(value, jnp.abs(slope) * error)
 
 
-def _per_larger(divergence: Divergence, r: Values, g: Values) -> Values:
+def _per_larger(divergence: Divergence, r: Float[Array, "*n"], g: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """p integrand(r, g) / max(p, q): where p vanishes against q the integrands grow like q / p, and q counts."""
     floored = jnp.maximum(r, -700.0)  # exp(700) is finite
     return jnp.exp(jnp.minimum(floored, 0.0)) * divergence.integrand(floored, g)

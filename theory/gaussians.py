@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from theory.contraction import Problem
 from theory.mixtures import noise_fn
+from theory.problems import Problem
 from theory.solve import record, replay
 from theory.types import Solver, Time, Times
 

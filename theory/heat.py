@@ -9,7 +9,7 @@ follow the quantiles of p_t, and an L-stable Runge-Kutta method in time; two res
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,9 @@ from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jaxtyping import Array, Float
 
 from theory import line
+from theory.problems import Curve, Problem
 from theory.quadrature import legendre
 from theory.types import Estimate, Time, Times
-
-if TYPE_CHECKING:  # a cycle at run time: contraction hands its curves over to this module
-    from theory.contraction import Curve, Problem
 
 Cells = Float[Array, " cells"]
 Faces = Float[Array, " faces"]
@@ -41,7 +39,7 @@ class Medium(NamedTuple):
     conductance: Faces
 
 
-def _grid(problem: "Problem", cells: int, reach: float = 8.0, finest: float = 1e-4) -> Grid:
+def _grid(problem: Problem, cells: int, reach: float = 8.0, finest: float = 1e-4) -> Grid:
     """Half the cells equal in z, half crowded geometrically around the gaps between neighbouring components.
 
     A gap of the data closes to a point in u, and what passes it while it closes decides the weights of the modes.
@@ -62,7 +60,7 @@ def _grid(problem: "Problem", cells: int, reach: float = 8.0, finest: float = 1e
     return Grid(size, line.Tails(log_ndtr(centre), log_ndtr(-centre)))
 
 
-def _medium(problem: "Problem", grid: Grid, t: Time) -> Medium:
+def _medium(problem: Problem, grid: Grid, t: Time) -> Medium:
     marginal = problem.marginal(t)
     x = line.quantile(marginal, grid.centre)
     nodes, weights, _, _ = legendre(16)
@@ -81,7 +79,7 @@ def _implicit(grid: Grid, right: Cells, medium: Medium, scale: Time) -> Cells:
     return jax.lax.linalg.tridiagonal_solve(-lower, 1 + lower + upper, -upper, right[:, None])[:, 0]
 
 
-def _measure(problem: "Problem", grid: Grid, h: Cells, medium: Medium, s: Time) -> dict[str, Array]:
+def _measure(problem: Problem, grid: Grid, h: Cells, medium: Medium, s: Time) -> dict[str, Array]:
     marginal = problem.marginal(s)
     mass = grid.size * h
     below = jnp.cumsum(mass) - mass / 2
@@ -101,7 +99,7 @@ def _measure(problem: "Problem", grid: Grid, h: Cells, medium: Medium, s: Time) 
 
 
 @partial(jax.jit, static_argnames=("cells", "substeps"))
-def _solve(problem: "Problem", ts: Times, lam: Time, cells: int, substeps: int) -> dict[str, Array]:
+def _solve(problem: Problem, ts: Times, lam: Time, cells: int, substeps: int) -> dict[str, Array]:
     grid = _grid(problem, cells)
     medium = _medium(problem, grid, ts[0])
     x = medium.x[:, None]
@@ -126,10 +124,8 @@ def _solve(problem: "Problem", ts: Times, lam: Time, cells: int, substeps: int) 
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
-def heat_curve(problem: "Problem", ts: Times, lam: float, cells: int = 400, steps: int = 200) -> "Curve":
+def heat_curve(problem: Problem, ts: Times, lam: float, cells: int = 400, steps: int = 200) -> Curve:
     """`contraction_curve` for any lam on the line: `steps` time steps on the coarse grid, twice that on the fine."""
-    from theory.contraction import Curve
-
     substeps = -(-steps // (len(ts) - 1))
     coarse = _solve(problem, ts, jnp.asarray(lam, float), cells, substeps)
     fine = _solve(problem, ts, jnp.asarray(lam, float), 2 * cells, 2 * substeps)

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from theory import line
-from theory.contraction import Problem, sde_cover
+from theory.contraction import sde_cover
 from theory.mixtures import GaussianMixture
+from theory.problems import Problem
 from theory.processes import transition
 from theory.quadrature import cumulative, legendre_panels, panel_edges
 from theory.types import Time

@@ -152,6 +152,14 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> Gau
     return GaussianMixture(*map(jnp.asarray, (np.log(w), m, variances, axes)))
 
 
+def from_covariances(
+    log_weights: Float[Array, " k"], means: Float[Array, "k d"], covariances: Float[Array, "k d d"]
+) -> GaussianMixture:
+    """The mixture with these moments, unchecked: the form for laws computed under jit."""
+    variances, axes = jnp.linalg.eigh(covariances)
+    return GaussianMixture(log_weights, means, variances, axes)
+
+
 def gaussian(mean: ArrayLike, covariance: ArrayLike) -> GaussianMixture:
     """N(mean, covariance) as a mixture of one; mean (d,), covariance (d, d)."""
     return mixture([1.0], np.asarray(mean)[None], np.asarray(covariance)[None])

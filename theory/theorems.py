@@ -11,12 +11,14 @@ from jaxtyping import Array, Float
 
 from theory import line
 from theory.checks import Check, Study, Theorem, at_most, equal, gaussian_problem
-from theory.contraction import Problem, flow, kl_ode, law_gaussian
 from theory.divergences import gaussian_kl
+from theory.flows import flow, kl_ode
 from theory.gaussians import Linear, Offset, cycle_edited, inexact_score, recorded_noise
 from theory.inequalities import chi2_factor, log_sobolev, poincare
 from theory.mixtures import gaussian, noise_fn
+from theory.problems import Problem
 from theory.processes import forward_path
+from theory.ratios import law_gaussian
 from theory.solve import invert, record, replay, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama
 from theory.types import Time
@@ -146,7 +148,7 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
     )
 
     steps = np.array([32, 64])
-    excess = [_variance_at_half(DDIM(g.schedule, eta=1.0), g, n) - 1 for n in steps]
+    excess = [_variance_at_half(DDIM(g.schedule, eta=1.0), g, n) - 1 for n in steps.tolist()]
     yield equal(
         "Its variance tends to 1 with the step size (measured order)",
         "Var(w) = 1 + O(1/N)",
@@ -232,7 +234,7 @@ def reconstruction(study: Study) -> Iterator[Check]:
         )
 
     steps = np.array([100, 200, 400])
-    errors = np.array([inversion_error(p, x, n) for n in steps])
+    errors = np.array([inversion_error(p, x, n) for n in steps.tolist()])
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     yield equal(
         "DDIM inversion returns it to first order only (measured order)", "|x~_0 - x_0| = O(1/N)", order, 1.0, 0.2

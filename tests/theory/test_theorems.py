@@ -7,9 +7,9 @@ import pytest
 
 from theory.beyond import BEYOND
 from theory.checks import Study, at_most, equal, paper_problem
-from theory.contraction import problem
 from theory.controls import CONTROLS
 from theory.mixtures import gaussian, mixture, mixture_1d
+from theory.problems import problem
 from theory.schedules import CosineVP, LinearVP
 from theory.theorems import THEOREMS
 
