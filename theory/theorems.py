@@ -17,7 +17,7 @@ from theory.gaussians import Linear, Offset, cycle_edited, inexact_score, record
 from theory.inequalities import chi2_factor, log_sobolev, poincare
 from theory.mixtures import gaussian, noise_fn
 from theory.problems import Problem
-from theory.processes import forward_path
+from theory.processes import forward_path, transition
 from theory.ratios import law_gaussian
 from theory.solve import invert, record, replay, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama
@@ -188,11 +188,14 @@ def cycle_contraction(study: Study) -> Iterator[Check]:
         0.02,
     )
     if study.on_line:
-        yield _cycle_by_sampling(p)
+        yield cycle_by_sampling(p)
 
 
-def _cycle_by_sampling(p: Problem, particles: int = 20_000, steps: int = 150) -> Check:
-    """Cycle-SDE on the mixture itself: x_t0 is edited by the monotone map to the start, and the noise replayed."""
+def cycle_by_sampling(p: Problem, independent: bool = False, particles: int = 20_000, steps: int = 150) -> Check:
+    """Cycle-SDE on the mixture itself: x_t0 is edited by the monotone map to the start, and the noise replayed.
+
+    `independent` noises the data anew for every time, as "edit-friendly" inversion does.
+    """
     solver, eps_fn = DDIM(p.schedule, eta=1.0), noise_fn(p.target, p.schedule)
     ts = time_grid(p.schedule, steps, start=float(p.t0), end=1e-3)
     data_key, path_key = jr.split(jr.key(0))
@@ -201,6 +204,10 @@ def _cycle_by_sampling(p: Problem, particles: int = 20_000, steps: int = 150) ->
     @jax.jit
     def cycle(x):
         path = forward_path(p.schedule, x, ts, path_key)
+        if independent:
+            noised = jax.vmap(lambda t: transition(p.schedule, x, ts[-1], t))(ts[:-1])
+            fresh = jax.vmap(jnp.multiply)(noised.std, jr.normal(path_key, noised.mean.shape))
+            path = jnp.concatenate([noised.mean + fresh, x[None]])
         latent = line.quantile(p.start, line.tails(p.marginal(p.t0), path[0][:, 0]))[:, None]
         return replay(solver, eps_fn, latent, ts, record(solver, eps_fn, path, ts))[-1]
 
