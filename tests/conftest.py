@@ -1,5 +1,7 @@
 """Strict numerics for every test: float64, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
+from pathlib import Path
+
 import hypothesis
 import jax
 
@@ -9,3 +11,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is slow on the first example, and examples must be the same on every run.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("tests")
+
+# Compiling takes most of the time: the workers share what they compile, and the next run finds it.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -66,7 +66,7 @@ def _curve(given: Problem, ts: Times, lam: float) -> Curve:
 
 
 def _measure(
-    given: Problem, s: Time, ratio: Callable[[Point], Ratio], cover: GaussianMixture, points: int = 51
+    given: Problem, s: Time, ratio: Callable[[Point], Ratio], cover: GaussianMixture, points: int = 77
 ) -> Curve:
     """Every divergence at one time, on one rule; `points` per axis of the plane."""
     marginal = given.marginal(s)
