@@ -285,7 +285,7 @@ def draw(given: Problem):
             axis.plot(x, data * jnp.exp(jax.vmap(ratio)(x[:, None]).log_h), color=color, lw=2, label=name)
         axis.set(xlabel="x", ylabel="density at t = 0", ylim=(0, None))
         axis.set_title("What each of them ends with", fontsize=11)
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(frameon=False, fontsize=9, loc="upper center")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure
