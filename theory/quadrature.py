@@ -79,8 +79,9 @@ def split_at_roots(
     A panel of width zero costs nothing; an integrand with a kink at the roots of f becomes smooth on each side.
     """
     left, right = edges[:-1], edges[1:]
-    sign = jnp.sign(f(left))
-    changes = sign * jnp.sign(f(right)) < 0
+    signs = jnp.sign(f(edges))
+    sign = signs[:-1]
+    changes = sign * signs[1:] < 0
 
     def halve(_, bracket):
         low, high = bracket
