@@ -1,0 +1,1 @@
+"""Stable Diffusion's networks as nnx modules: images NHWC, no input or output."""

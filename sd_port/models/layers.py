@@ -1,0 +1,198 @@
+"""Layers with the names and layouts of diffusers, a dtype policy, and a low-rank adapter on every kernel.
+
+Parameters are kept in `param_dtype` and cast to `dtype` where they are used; statistics of normalisation are float32
+whatever these are. Images are NHWC. Attribute names are those of diffusers, so that the path of a parameter here is
+its key in a checkpoint but for the last word (weights/names.py).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sd_port.models.conv import conv
+
+Features = Float[Array, "*batch features"]
+Image = Float[Array, "batch height width channels"]
+Tokens = Float[Array, "batch tokens features"]
+
+
+class Adapter(nnx.Variable):
+    """A trainable matrix of a low-rank adapter; its own type, so that it can be told from the model's parameters."""
+
+
+class AdapterScale(nnx.Variable):
+    """The factor alpha / rank of an adapter. Multiplied by lora_scale it may be traced: no new compilation."""
+
+
+class LoRA(nnx.Module):
+    """The low-rank change of a kernel, W + (alpha / rank) down up (Hu et al. 2022, arXiv 2106.09685, Sec. 4.1).
+
+    `down` has the shape of the kernel but `rank` outputs: (in, rank), or (height, width, in, rank) for a convolution
+    (LoCon), whose stride and padding it shares. `up` is (rank, out). A fresh adapter has up = 0 and changes nothing.
+    """
+
+    def __init__(
+        self,
+        kernel_shape: Sequence[int],
+        rank: int,
+        *,
+        alpha: float | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        down = nnx.initializers.he_uniform()(rngs.params(), (*kernel_shape[:-1], rank), param_dtype)
+        self.down = Adapter(down)
+        self.up = Adapter(jnp.zeros((rank, kernel_shape[-1]), param_dtype))
+        self.scale = AdapterScale(jnp.asarray((rank if alpha is None else alpha) / rank, jnp.float32))
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[0]
+
+
+class Linear(nnx.Module):
+    """x kernel + bias: (*batch, in) -> (*batch, out)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_features, param_dtype)) if bias else None
+        self.lora: LoRA | None = nnx.data(None)
+        self.dtype = dtype
+
+    def __call__(self, x: Features) -> Features:
+        x = x.astype(self.dtype)
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
+        if self.lora is not None:
+            y = y + _scaled(x @ self.lora.down[...].astype(self.dtype), self.lora, self.dtype)
+        return y
+
+
+class Conv(nnx.Module):
+    """A square convolution: (batch, height, width, in) -> (batch, height', width', out); kernel (k, k, in, out).
+
+    `padding` is that of torch, on both sides, or a pair (before, after).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] | None = None,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, in_channels, out_channels), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_channels, param_dtype))
+        self.lora: LoRA | None = nnx.data(None)
+        self.stride = stride
+        padding = size // 2 if padding is None else padding
+        self.padding = padding if isinstance(padding, tuple) else (padding, padding)
+        self.dtype = dtype
+
+    def __call__(self, x: Image) -> Image:
+        x = x.astype(self.dtype)
+        y = conv(x, self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
+        if self.lora is not None:
+            low = conv(x, self.lora.down[...].astype(self.dtype), self.stride, self.padding)
+            y = y + _scaled(low, self.lora, self.dtype)
+        return y
+
+
+def _scaled(low: Array, lora: LoRA, dtype: DTypeLike) -> Array:
+    return (low @ lora.up[...].astype(dtype)) * lora.scale[...].astype(dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises each group of channels over its pixels (Wu & He 2018, arXiv 1803.08494): any (batch, ..., channels)."""
+
+    def __init__(
+        self,
+        groups: int,
+        channels: int,
+        *,
+        eps: float,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.scale = nnx.Param(jnp.ones(channels, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, param_dtype))
+        self.groups, self.eps, self.dtype = groups, eps, dtype
+
+    def __call__(self, x: Array) -> Array:
+        """One pass over x: per-channel sums, then everything is a multiply-add by channel."""
+        batch, channels = x.shape[0], x.shape[-1]
+        pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
+        size = pixels.shape[1] * (channels // self.groups)
+
+        def per_group(sums: Array) -> Array:
+            return sums.reshape(batch, self.groups, -1).sum(-1) / size
+
+        mean = per_group(pixels.sum(1))
+        variance = jnp.maximum(per_group((pixels * pixels).sum(1)) - mean**2, 0)
+        inverse = jax.lax.rsqrt(variance + self.eps)
+
+        def per_channel(groups: Array) -> Array:
+            return jnp.repeat(groups, channels // self.groups, axis=1)
+
+        slope = per_channel(inverse) * self.scale[...].astype(jnp.float32)[None]
+        offset = self.bias[...].astype(jnp.float32)[None] - per_channel(mean) * slope
+        return (pixels * slope[:, None] + offset[:, None]).reshape(x.shape).astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def __init__(
+        self, features: int, *, eps: float = 1e-5, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    ):
+        self.scale = nnx.Param(jnp.ones(features, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(features, param_dtype))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: Features) -> Features:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + self.eps)
+        scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), y.shape) for p in (self.scale, self.bias))
+        return (y * scale + bias).astype(self.dtype)
+
+
+class Embed(nnx.Module):
+    """A table of vectors: integers (*batch) -> (*batch, features)."""
+
+    def __init__(
+        self,
+        count: int,
+        features: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, features), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, indices: Array) -> Array:
+        return self.embedding[...].astype(self.dtype)[indices]

@@ -1,0 +1,1 @@
+"""Weights files in and out: diffusers folders, single files, LoRA files, Hub ids."""
