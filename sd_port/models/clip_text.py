@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Integer
 
-from sd_port.models.attention import KeysValues, attend
+from sd_port.models.attention import KeysValues, causal
 from sd_port.models.build import Build
 from sd_port.models.config import CLIPTextConfig
 from sd_port.models.layers import Tokens
@@ -48,7 +48,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Tokens) -> Tokens:
         q, k, v = (f(x).reshape(*x.shape[:2], self.heads, -1) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attend(q, KeysValues(k, v), causal=True).reshape(x.shape))
+        return self.out_proj(causal(q, KeysValues(k, v)).reshape(x.shape))
 
 
 class MLP(nnx.Module):

@@ -6,7 +6,7 @@ compute, is refused with its name. Defaults are those that diffusers and transfo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
@@ -76,7 +76,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0
+    freq_shift: float = 0.0
     use_linear_projection: bool = False
     upcast_attention: bool = False
 
@@ -87,7 +87,7 @@ class UNetConfig:
         return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+    def from_json(cls, raw: Mapping[str, Any]) -> "UNetConfig":
         """Raises ValueError, naming every key at fault, for what these networks do not compute."""
         allowed = {
             **_UNET_FIXED,
@@ -133,7 +133,7 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+    def from_json(cls, raw: Mapping[str, Any]) -> "VAEConfig":
         """Raises ValueError, naming every key at fault, for what these networks do not compute."""
         allowed = {
             **_VAE_FIXED,
@@ -168,7 +168,7 @@ class CLIPTextConfig:
     layer_norm_eps: float = 1e-5
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+    def from_json(cls, raw: Mapping[str, Any]) -> "CLIPTextConfig":
         """Raises ValueError, naming every key at fault, for what this network does not compute."""
         config = _read(cls, "text encoder config", raw, _TEXT_FIXED)
         _refuse("text encoder config", _indivisible((config.hidden_size,), "heads", (config.num_attention_heads,)))
@@ -186,7 +186,7 @@ def _read(cls: type[Config], what: str, raw: Mapping[str, Any], allowed: Mapping
     known = {}
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name in raw:
-            value = _value(field.name, raw[field.name])
+            value = _value(field.name, raw[field.name], field.default)
             if not _fits(field.name, value, field.default):
                 faults.append(f"{field.name} = {raw[field.name]!r}, expected something like {field.default!r}")
             known[field.name] = value
@@ -194,8 +194,10 @@ def _read(cls: type[Config], what: str, raw: Mapping[str, Any], allowed: Mapping
     return cls(**known)
 
 
-def _value(name: str, value: Any) -> Any:
-    """Lists become tuples; a number of layers given once by level becomes one number if all are equal."""
+def _value(name: str, value: Any, default: Any) -> Any:
+    """Lists become tuples, or one number of layers if all levels have the same; JSON's 0 is a float where one is due."""
+    if isinstance(default, float) and isinstance(value, int):
+        return float(value)
     if not isinstance(value, list):
         return value
     if name.endswith("layers_per_block") and len(set(map(str, value))) == 1:
@@ -215,7 +217,7 @@ def _fits(name: str, value: Any, default: Any) -> bool:
         return name == "attention_head_dim" and all(_fits(name, v, default) for v in value)
     if name == "sample_size":
         return value is None or isinstance(value, int)
-    return isinstance(value, (int, float) if isinstance(default, float) or name == "freq_shift" else int) and value >= 0
+    return isinstance(value, type(default)) and not isinstance(value, bool) and value >= 0
 
 
 def _indivisible(channels: Sequence[int], what: str, parts: Sequence[int]) -> list[str]:

@@ -5,19 +5,19 @@ whatever these are. Images are NHWC. Attribute names are those of diffusers, so 
 its key in a checkpoint but for the last word (weights/names.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from sd_port.models.conv import conv
+from sd_port.models.conv import conv, conv_upsampled
 
-Features = Float[Array, "*batch features"]
-Image = Float[Array, "batch height width channels"]
-Tokens = Float[Array, "batch tokens features"]
+Features = Float[Array, "*batch _"]
+Image = Float[Array, "batch _ _ _"]  # (batch, height, width, channels)
+Tokens = Float[Array, "batch _ _"]  # (batch, tokens, features)
 
 
 class Adapter(nnx.Variable):
@@ -32,22 +32,19 @@ class LoRA(nnx.Module):
     """The low-rank change of a kernel, W + (alpha / rank) down up (Hu et al. 2022, arXiv 2106.09685, Sec. 4.1).
 
     `down` has the shape of the kernel but `rank` outputs: (in, rank), or (height, width, in, rank) for a convolution
-    (LoCon), whose stride and padding it shares. `up` is (rank, out). A fresh adapter has up = 0 and changes nothing.
+    (LoCon), whose stride and padding it shares. `up` is (rank, out). Both float32.
     """
 
-    def __init__(
-        self,
-        kernel_shape: Sequence[int],
-        rank: int,
-        *,
-        alpha: float | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        down = nnx.initializers.he_uniform()(rngs.params(), (*kernel_shape[:-1], rank), param_dtype)
-        self.down = Adapter(down)
-        self.up = Adapter(jnp.zeros((rank, kernel_shape[-1]), param_dtype))
-        self.scale = AdapterScale(jnp.asarray((rank if alpha is None else alpha) / rank, jnp.float32))
+    def __init__(self, down: ArrayLike, up: ArrayLike, alpha: float):
+        self.down = Adapter(jnp.asarray(down, jnp.float32))
+        self.up = Adapter(jnp.asarray(up, jnp.float32))
+        self.scale = AdapterScale(jnp.asarray(alpha / self.rank, jnp.float32))
+
+    @classmethod
+    def fresh(cls, kernel_shape: Sequence[int], rank: int, *, alpha: float | None = None, rngs: nnx.Rngs) -> "LoRA":
+        """An adapter to train: `up` is 0, so it changes nothing yet. alpha is the rank unless given."""
+        down = nnx.initializers.he_uniform()(rngs.params(), (*kernel_shape[:-1], rank), jnp.float32)
+        return cls(down, jnp.zeros((rank, kernel_shape[-1])), rank if alpha is None else alpha)
 
     @property
     def rank(self) -> int:
@@ -111,12 +108,18 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Image) -> Image:
+        return self._apply(x, lambda x, kernel: conv(x, kernel, self.stride, self.padding))
+
+    def upsampled(self, x: Image, height: int, width: int) -> Image:
+        """The convolution of x after doubling its size (nearest), cropped to height x width."""
+        return self._apply(x, lambda x, kernel: conv_upsampled(x, kernel, height, width))
+
+    def _apply(self, x: Image, convolve: Callable[[Array, Array], Array]) -> Image:
         x = x.astype(self.dtype)
-        y = conv(x, self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        y = convolve(x, self.kernel[...].astype(self.dtype))
         y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
         if self.lora is not None:
-            low = conv(x, self.lora.down[...].astype(self.dtype), self.stride, self.padding)
-            y = y + _scaled(low, self.lora, self.dtype)
+            y = y + _scaled(convolve(x, self.lora.down[...].astype(self.dtype)), self.lora, self.dtype)
         return y
 
 

@@ -15,7 +15,7 @@ from sd_port.models.layers import Image, Linear, Tokens
 from sd_port.models.transformer import TextKV, Transformer
 
 Timesteps = Float[Array, " #batch"] | Integer[Array, " #batch"]
-Vector = Float[Array, "#batch features"]
+Vector = Float[Array, "#batch _"]
 
 
 class UNetKV(NamedTuple):

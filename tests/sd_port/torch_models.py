@@ -1,5 +1,7 @@
 """Small models of diffusers and transformers with random weights, and the same weights in ours."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -16,20 +18,25 @@ from sd_port.models.vae import AutoencoderKL
 
 SMALL_UNET = {
     "sample_size": 16,
-    "block_out_channels": [32, 64, 64],
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 2,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
     "attention_head_dim": 4,
     "cross_attention_dim": 24,
     "norm_num_groups": 8,
 }
 UNETS = {
-    "sd1": SMALL_UNET,
+    "sd1": SMALL_UNET
+    | {
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 2,
+    },
     "inpainting": SMALL_UNET | {"in_channels": 9},
-    "sd2": SMALL_UNET
-    | {"attention_head_dim": [2, 4, 4], "use_linear_projection": True, "upcast_attention": True},
-    "one layer": SMALL_UNET | {"layers_per_block": 1, "flip_sin_to_cos": False},
+    "sd2": SMALL_UNET | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
+    "other sinusoids": SMALL_UNET | {"flip_sin_to_cos": False, "freq_shift": 1},
 }
 SMALL_VAE = {
     "block_out_channels": [16, 32, 32],
@@ -51,32 +58,33 @@ SMALL_TEXT = {
 TEXTS = {"sd1": SMALL_TEXT, "sd2": SMALL_TEXT | {"hidden_act": "gelu", "num_hidden_layers": 2}}
 
 
-def shaken(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def shaken(model: torch.nn.Module, seed: int = 0, size: float = 0.1) -> torch.nn.Module:
     """Every parameter moved by noise: fresh biases are 0 and fresh norms 1, which would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
-def torch_unet(config: dict, seed: int = 0) -> TorchUNet:
+def torch_unet(config: dict, seed: int = 0, size: float = 0.1) -> TorchUNet:
     torch.manual_seed(seed)
-    return shaken(TorchUNet(**config), seed)
+    return shaken(TorchUNet(**config), seed, size)
 
 
-def torch_vae(config: dict, seed: int = 0) -> TorchVAE:
+def torch_vae(config: dict, seed: int = 0, size: float = 0.1) -> TorchVAE:
     torch.manual_seed(seed)
-    return shaken(TorchVAE(**config), seed)
+    return shaken(TorchVAE(**config), seed, size)
 
 
-def torch_text(config: dict, seed: int = 0) -> TorchText:
+def torch_text(config: dict, seed: int = 0, size: float = 0.1) -> TorchText:
     torch.manual_seed(seed)
-    return shaken(TorchText(TorchTextConfig(**config)), seed)
+    return shaken(TorchText(TorchTextConfig(**config)), seed, size)
 
 
-def copied(model: nnx.Module, torch_model: torch.nn.Module) -> nnx.Module:
+def copied(build: Callable[[], nnx.Module], torch_model: torch.nn.Module) -> nnx.Module:
     """Ours with the weights of torch's, by the plainest rule: same path, transposed kernels."""
+    model = nnx.eval_shape(build)
     theirs = {name: value.detach().numpy() for name, value in torch_model.state_dict().items()}
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     for path, variable in state:
@@ -93,15 +101,15 @@ def copied(model: nnx.Module, torch_model: torch.nn.Module) -> nnx.Module:
 
 
 def unet_like(torch_model: TorchUNet, config: dict, **policy) -> UNet:
-    return copied(UNet(UNetConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
+    return copied(lambda: UNet(UNetConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
 
 
 def vae_like(torch_model: TorchVAE, config: dict, **policy) -> AutoencoderKL:
-    return copied(AutoencoderKL(VAEConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
+    return copied(lambda: AutoencoderKL(VAEConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
 
 
 def text_like(torch_model: TorchText, config: dict, **policy) -> CLIPTextModel:
-    return copied(CLIPTextModel(CLIPTextConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
+    return copied(lambda: CLIPTextModel(CLIPTextConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
 
 
 def to_nchw(x) -> torch.Tensor:

@@ -1,0 +1,182 @@
+"""CLIP's tokenizer: text to the integers that the text encoder embeds.
+
+Byte-pair encoding of lower-cased words (Radford et al. 2021, arXiv 2103.00020, Sec. 2.4). It is built here from the
+files of a `tokenizer` folder, as transformers 5 builds its CLIPTokenizer, so transformers itself is not needed.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+POSITIONS = 77  # of every CLIP text encoder that Stable Diffusion uses
+UNSET_LENGTH = int(1e30)  # what transformers writes where no length is known
+NAMED = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class ClipTokenizer:
+    """texts -> int32 (n, model_max_length): begin, the tokens of the text, end, then padding.
+
+    `files` holds the folder's files by name, so that a model can be saved again wherever its folder has gone.
+    """
+
+    backend: Tokenizer
+    model_max_length: int
+    pad_id: int
+    files: dict[str, bytes]
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "ClipTokenizer":
+        """Reads vocab.json and merges.txt, or else tokenizer.json, and the two files on special tokens if they exist.
+
+        Raises ValueError, in one line with the file and what to do, where the folder does not hold CLIP's tokenizer.
+        """
+        folder = Path(path)
+        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        if not (files.keys() >= {"vocab.json", "merges.txt"} or "tokenizer.json" in files):
+            missing = "merges.txt" if "vocab.json" in files else "vocab.json"
+            raise ValueError(f"{folder / missing} is missing: give the tokenizer folder of a Stable Diffusion model")
+        if (folder / "added_tokens.json").is_file():
+            raise ValueError(f"{folder / 'added_tokens.json'}: added tokens are not supported; use the model without")
+
+        vocab, merges, added = _vocabulary(folder, files)
+        special, config = _special_tokens(folder, files, added)
+        for token in (*added, *special.values()):
+            if token.content not in vocab:  # the text encoder has no embedding for it
+                raise ValueError(f"{folder}: the vocabulary lacks the token {token.content!r}; get the folder anew")
+        length = config.get("model_max_length", POSITIONS)
+        if not (isinstance(length, (int, float)) and length > 2):
+            raise ValueError(
+                f"{folder / 'tokenizer_config.json'}: model_max_length is {length!r}, not a number above 2"
+            )
+        length = POSITIONS if length >= UNSET_LENGTH else int(length)
+        try:
+            backend = _backend(vocab, merges, added, special)
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise ValueError(f"{folder}: vocabulary and merges do not fit ({error}); get both files anew") from error
+        return cls(backend, length, vocab[special["pad_token"].content], files)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 (n, model_max_length). Warns of text beyond the last position, naming it, and cuts it off."""
+        if isinstance(texts, str):
+            raise TypeError("texts is one string: give a list of strings")
+        tokens = np.full((len(texts), self.model_max_length), self.pad_id, np.int32)
+        for row, text, encoding in zip(tokens, texts, self.backend.encode_batch(list(texts)), strict=True):
+            ids = encoding.ids
+            if len(ids) > self.model_max_length:
+                lost = text[encoding.offsets[self.model_max_length - 1][0] :]
+                room = self.model_max_length - 2
+                message = f"the text has {len(ids) - 2} tokens, the model reads {room}: cut off {lost!r}"
+                warnings.warn(message, UserWarning, stacklevel=2)
+                ids = ids[: self.model_max_length - 1] + ids[-1:]
+            row[: len(ids)] = ids
+        return tokens
+
+    def save(self, path: str | Path) -> None:
+        """Writes the files it was read from into the folder `path`, which is made if need be."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (Path(path) / name).write_bytes(content)
+
+
+def _json(folder: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not JSON ({error}): get the file anew") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{folder / name} holds no JSON object: get the file anew")
+    return content
+
+
+def _vocabulary(
+    folder: Path, files: dict[str, bytes]
+) -> tuple[dict[str, int], list[tuple[str, str]], list[AddedToken]]:
+    """The vocabulary, the merges in order, and the tokens that are matched before any are merged."""
+    if files.keys() >= {"vocab.json", "merges.txt"}:
+        _json(folder, files, "vocab.json")
+        try:
+            vocab, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            return vocab, merges, []
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise ValueError(f"{folder / 'merges.txt'} cannot be read ({error}): get the file anew") from error
+    content = _json(folder, files, "tokenizer.json")
+    model = content.get("model", {})
+    if not (model.get("end_of_word_suffix") == "</w>" and model.keys() >= {"vocab", "merges"}):
+        raise ValueError(f"{folder / 'tokenizer.json'} is not CLIP's: give the tokenizer of a Stable Diffusion model")
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    merges = [(left, right) for left, right in pairs]
+    return model["vocab"], merges, list(_decoder(content.get("added_tokens", [])))
+
+
+def _decoder(entries: Sequence[dict[str, Any]]) -> Iterator[AddedToken]:
+    for entry in entries:
+        yield AddedToken(**{name: value for name, value in entry.items() if name not in ("id", "__type")})
+
+
+def _special_tokens(
+    folder: Path, files: dict[str, bytes], added: list[AddedToken]
+) -> tuple[dict[str, AddedToken], dict[str, Any]]:
+    """The four named tokens and tokenizer_config.json; extends `added` by the tokens that the configuration lists.
+
+    special_tokens_map.json has the last word, except beside an added_tokens_decoder (transformers does the same).
+    """
+    config = _json(folder, files, "tokenizer_config.json")
+    named = {name: config.get(name) or default for name, default in NAMED.items()}
+    if "added_tokens_decoder" in config:
+        entries = config["added_tokens_decoder"]
+        added += _decoder([entries[index] for index in sorted(entries, key=int)])
+    else:
+        named |= {k: v for k, v in _json(folder, files, "special_tokens_map.json").items() if k in named}
+    listed = {token.content: token for token in added}
+
+    def token(value: str | dict[str, Any]) -> AddedToken:
+        if isinstance(value, str):
+            return listed.get(value) or AddedToken(value, special=True)
+        fields = {name: field for name, field in value.items() if name not in ("special", "__type")}
+        return listed.get(value["content"]) or AddedToken(**fields, special=True)
+
+    return {name: token(value) for name, value in named.items()}, config
+
+
+def _backend(
+    vocab: dict[str, int], merges: list[tuple[str, str]], added: list[AddedToken], special: dict[str, AddedToken]
+) -> Tokenizer:
+    """The steps of CLIPTokenizer in transformers 5.23, models/clip/tokenization_clip.py."""
+    bpe = BPE(
+        vocab=vocab,
+        merges=merges,
+        continuing_subword_prefix="",
+        end_of_word_suffix="</w>",
+        fuse_unk=False,
+        unk_token=special["unk_token"].content,
+    )
+    backend = Tokenizer(bpe)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    eos, bos = (special[name].content for name in ("eos_token", "bos_token"))
+    backend.post_processor = processors.RobertaProcessing((eos, vocab[eos]), (bos, vocab[bos]), False, False)
+    for token in special.values():
+        token.special = True
+    # Of tokens with equal text the first counts. SD2's pad token "!" is one: "hi!" ends with it, not with "!</w>".
+    backend.add_tokens([*added, *special.values()])
+    backend.no_truncation()
+    backend.no_padding()
+    return backend

@@ -1,0 +1,219 @@
+"""The networks against diffusers and transformers with the same random weights: blocks, whole, odd sizes, dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from sd_port.models.layers import LoRA
+from sd_port.models.unet import UNet
+from sd_port.models.vae import AutoencoderKL
+from tests.sd_port.torch_models import (
+    SMALL_TEXT,
+    SMALL_UNET,
+    SMALL_VAE,
+    TEXTS,
+    UNETS,
+    distance,
+    text_like,
+    to_nchw,
+    to_nhwc,
+    torch_text,
+    torch_unet,
+    torch_vae,
+    unet_like,
+    vae_like,
+)
+from tests.tolerances import PARITY_16, PARITY_32
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def call(module: nnx.Module, *args, method: str = "__call__"):
+    """One compiled call of a module's method."""
+    graph, state = nnx.split(module)
+    fast_compilation = {"xla_backend_optimization_level": 0}
+    run = jax.jit(
+        lambda state, *args: getattr(nnx.merge(graph, state), method)(*args), compiler_options=fast_compilation
+    )
+    return run(state, *args)
+
+
+def predict(model: UNet, x, timesteps, context):
+    kv = call(model, jnp.asarray(context), method="text_kv")
+    return call(model, jnp.asarray(x), jnp.asarray(timesteps), kv)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, (8, 8)) for name in UNETS), ("sd1", (13, 18))], ids=lambda v: str(v).replace(" ", "")
+)
+def test_unet(name, size):
+    """Whole UNets of SD 1.x, inpainting and SD 2.x, on a batch of three with three timesteps."""
+    config = UNETS[name]
+    theirs = torch_unet(config)
+    ours = unet_like(theirs, config)
+    x, context, t = normal(3, *size, config.get("in_channels", 4)), normal(3, 77, 24), np.array([981, 500, 3])
+    with torch.no_grad():
+        expected = theirs(to_nchw(x), torch.tensor(t), torch.tensor(context)).sample
+    assert distance(predict(ours, x, t, context), to_nhwc(expected)) < PARITY_32
+    # Negative control: another timestep is seen.
+    assert distance(predict(ours, x, t - 2, context), to_nhwc(expected)) > 10 * PARITY_32
+
+
+@pytest.mark.parametrize("block", ["down_blocks.0", "mid_block", "up_blocks.1"])
+def test_unet_blocks(block):
+    """One block at a time, on its own inputs."""
+    theirs = torch_unet(UNETS["sd1"])
+    ours = unet_like(theirs, UNETS["sd1"])
+    time, context = normal(2, 128), normal(2, 77, 24)
+    torch_time, torch_context = torch.tensor(time), torch.tensor(context)
+    kv = call(ours, jnp.asarray(context), method="text_kv")
+    shared = jax.nn.silu(jnp.asarray(time))  # ours applies the silu once, theirs in every residual block
+    with torch.no_grad():
+        if block == "down_blocks.0":
+            x = normal(2, 8, 8, 32)
+            expected, _ = theirs.down_blocks[0](to_nchw(x), torch_time, torch_context)
+            got, _ = call(ours.down_blocks[0], jnp.asarray(x), shared, kv.down[0])
+        elif block == "mid_block":
+            x = normal(2, 4, 4, 64)
+            expected = theirs.mid_block(to_nchw(x), torch_time, torch_context)
+            got = call(ours.mid_block, jnp.asarray(x), shared, kv.mid)
+        else:
+            x, skips = normal(2, 4, 4, 64), [normal(2, 8, 8, 32)] + [normal(2, 4, 4, c) for c in (32, 64, 64)]
+            theirs_skips = tuple(to_nchw(s) for s in skips[1:])
+            expected = theirs.up_blocks[1](to_nchw(x), theirs_skips, torch_time, torch_context)
+            got = call(ours.up_blocks[1], jnp.asarray(x), [jnp.asarray(s) for s in skips], shared, kv.up[1])
+    assert distance(got, to_nhwc(expected)) < PARITY_32
+
+
+@pytest.mark.parametrize("size", [(32, 40), (24, 8)])
+def test_vae(size):
+    """Encoder (mean and std) and decoder."""
+    theirs = torch_vae(SMALL_VAE)
+    ours = vae_like(theirs, SMALL_VAE)
+    image = normal(3, *size, 3)
+    with torch.no_grad():
+        posterior = theirs.encode(to_nchw(image)).latent_dist
+        decoded = theirs.decode(posterior.mean).sample
+    mean, std = call(ours, jnp.asarray(image), method="encode")
+    assert distance(mean, to_nhwc(posterior.mean)) < PARITY_32
+    assert distance(std, to_nhwc(posterior.std)) < PARITY_32
+    assert distance(call(ours, mean, method="decode"), to_nhwc(decoded)) < PARITY_32
+    assert distance(call(ours, mean * 1.001, method="decode"), to_nhwc(decoded)) > PARITY_32
+
+
+@pytest.mark.parametrize("config", TEXTS.values(), ids=TEXTS)
+def test_text_encoder(config):
+    """Hidden states after the last norm, for both activations; a token moves only what comes after it."""
+    theirs = torch_text(config)
+    ours = text_like(theirs, config)
+    tokens = rng.integers(0, 600, (3, 77))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).last_hidden_state.numpy()
+    got = call(ours, jnp.asarray(tokens))
+    assert distance(got, expected) < PARITY_32
+    tokens[:, 40] = (tokens[:, 40] + 1) % 600
+    other = call(ours, jnp.asarray(tokens))
+    np.testing.assert_array_equal(other[:, :40], got[:, :40])
+    assert distance(other, expected) > PARITY_32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_half_precision(dtype):
+    """Parameters and activations of 16 bits: the output has their dtype and is near that of float32."""
+    # Weights shaken less: those above enlarge a rounding until torch's own bfloat16 is 2% off.
+    unet, vae = torch_unet(SMALL_UNET, size=0.02), torch_vae(SMALL_VAE, size=0.02)
+    text = torch_text(SMALL_TEXT, size=0.02)
+    policy = {"dtype": dtype, "param_dtype": dtype}
+    x, context, t = normal(2, 8, 8, 4), normal(2, 77, 24), np.array([981, 7])
+    image, tokens = normal(2, 16, 16, 3), rng.integers(0, 600, (2, 77))
+    with torch.no_grad():
+        noise = to_nhwc(unet(to_nchw(x), torch.tensor(t), torch.tensor(context)).sample)
+        mean = to_nhwc(vae.encode(to_nchw(image)).latent_dist.mean)
+        decoded = to_nhwc(vae.decode(to_nchw(mean)).sample)
+        states = text(torch.tensor(tokens)).last_hidden_state.numpy()
+    ours = vae_like(vae, SMALL_VAE, **policy)
+    results = [
+        (predict(unet_like(unet, SMALL_UNET, **policy), x, t, context), noise),
+        (call(ours, jnp.asarray(mean), method="decode"), decoded),
+        (call(text_like(text, SMALL_TEXT, **policy), jnp.asarray(tokens)), states),
+    ]
+    for got, expected in results:
+        assert got.dtype == dtype
+        assert PARITY_32 < distance(got, expected) < PARITY_16
+    posterior = call(ours, jnp.asarray(image), method="encode")
+    assert posterior.mean.dtype == jnp.float32
+    assert distance(posterior.mean, mean) < PARITY_16
+
+
+def test_parameters_and_activations_apart():
+    """float32 parameters, bfloat16 activations: all parameters stay what they were, no float64 comes in."""
+    model = UNet(UNetConfig.from_json(SMALL_UNET), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype("float32")}
+    out = predict(model, normal(1, 8, 8, 4), np.array([5]), normal(1, 77, 24))
+    assert out.dtype == jnp.bfloat16
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does():
+    """W + (alpha / rank) down up, for a Linear and a convolution, as one kernel with the change added."""
+    model = UNet(UNetConfig.from_json(SMALL_UNET), rngs=nnx.Rngs(0))
+    inputs = normal(1, 8, 8, 4), np.array([5]), normal(1, 77, 24)
+    before = predict(model, *inputs)
+    linear = model.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    conv = model.up_blocks[0].upsamplers[0].conv
+    for layer in (linear, conv):
+        layer.lora = LoRA.fresh(layer.kernel.shape, 3, alpha=1.5, rngs=nnx.Rngs(1))
+        assert layer.lora.rank == 3
+    np.testing.assert_array_equal(predict(model, *inputs), before)
+    for layer in (linear, conv):
+        layer.lora.up[...] = jnp.asarray(normal(*layer.lora.up.shape))
+    adapted = predict(model, *inputs)
+    for layer in (linear, conv):
+        layer.kernel[...] = layer.kernel[...] + 0.5 * layer.lora.down[...] @ layer.lora.up[...]
+        layer.lora = None
+    assert distance(adapted, predict(model, *inputs)) < PARITY_32
+    assert distance(adapted, before) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "named"),
+    [
+        (UNetConfig, {"act_fn": "gelu"}, "act_fn"),
+        (UNetConfig, {"addition_embed_type": "text_time"}, "addition_embed_type"),
+        (UNetConfig, {"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D"),
+        (UNetConfig, {"only_cross_attention": [True, False, False, False]}, "only_cross_attention"),
+        (UNetConfig, {"block_out_channels": [32, 64]}, "down_block_types"),
+        (UNetConfig, {"norm_num_groups": 7}, "norm_num_groups"),
+        (UNetConfig, {"cross_attention_dim": [768, 1024]}, "cross_attention_dim"),
+        (UNetConfig, {"layers_per_block": [2, 2, 2, 3]}, "layers_per_block"),
+        (UNetConfig, {"in_channels": "4"}, "in_channels"),
+        (VAEConfig, {"up_block_types": ["AttnUpDecoderBlock2D"]}, "up_block_types"),
+        (VAEConfig, {"shift_factor": 0.1}, "shift_factor"),
+        (CLIPTextConfig, {"hidden_act": "relu"}, "hidden_act"),
+        (CLIPTextConfig, {"num_attention_heads": 7}, "heads"),
+    ],
+)
+def test_unsupported_values_are_named(kind, change, named):
+    with pytest.raises(ValueError, match=named):
+        kind.from_json(change)
+
+
+def test_unknown_keys_are_ignored_and_lists_that_agree_are_read():
+    config = UNetConfig.from_json({"_class_name": "x", "future": 1, "layers_per_block": [2, 2, 2, 2], "act_fn": "swish"})
+    assert config == UNetConfig(cross_attention_dim=1280)
+    assert UNetConfig.from_json({"attention_head_dim": [5, 10, 20, 20]}).heads == (5, 10, 20, 20)
+    assert VAEConfig.from_json({}).scaling_factor == 0.18215
+
+
+def test_optional_parts_of_the_vae():
+    """Without quant_conv the VAE has no such parameters."""
+    model = AutoencoderKL(VAEConfig.from_json(SMALL_VAE | {"use_quant_conv": False}), rngs=nnx.Rngs(0))
+    names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model))}
+    assert names == {"encoder", "decoder", "post_quant_conv"}
