@@ -22,6 +22,7 @@ from rich.text import Text
 
 from theory.beyond import BEYOND
 from theory.checks import Check, Study, paper_problem
+from theory.compilations import keep_compilations
 from theory.contraction import contraction_curve
 from theory.controls import CONTROLS
 from theory.inequalities import log_sobolev
@@ -87,7 +88,7 @@ def run(args: Args) -> int:
         raise ValueError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
 
     jax.config.update("jax_enable_x64", True)
-    _cache_compilations()
+    keep_compilations()
     given = _problem(args)
     names = [name for name in known if not args.only or name in args.only]
     checks = _control(given, names) if args.controls else _verify(given, names)
@@ -110,14 +111,6 @@ def _list() -> int:
         table.add_row(name, "control: a false statement")
     Console().print(table)
     return 0
-
-
-def _cache_compilations() -> None:
-    """Keeps compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where, or switches it off if empty."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blessing" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 # --- input -------------------------------------------------------------------------------------------------------

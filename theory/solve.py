@@ -7,6 +7,8 @@ Cycle-SDE is record, manipulate, replay. All three are jitted; schedules and sol
 Partials, so new weights, prompts, points, noise and grids of the same length do not compile again.
 """
 
+import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
@@ -92,16 +94,56 @@ def sample(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, key: PRNGKey, const
 
     Equal to `replay(..., unit_noise(key, x, ts))[-1]`. An ODE step (std = 0) ignores the noise.
     """
+    keys = jr.split(key, ts.size - 1)
+    return _advance(solver, eps_fn, (x, solver.init(x)), ts, keys, constraint)[0]
 
+
+def sample_parts(
+    solver: Solver,
+    eps_fn: NoiseFn,
+    x: X,
+    ts: Times,
+    key: PRNGKey,
+    constraint: Constraint | None = None,
+    *,
+    size: int = 4,
+) -> Iterator[X]:
+    """`sample`, `size` steps at a time: yields x after each part, the last of which is what `sample` returns.
+
+    For progress bars and previews, and for grids of any length with one compilation: the last part is filled up with
+    steps of no length, which are left out, their noise predictions too. A part is on its way before the one before it
+    is asked for, so that the device never waits.
+    """
+    steps = ts.size - 1
+    parts = math.ceil(steps / size)
+    filled = np.pad(np.asarray(ts), (0, parts * size - steps), mode="edge")
+    keys = jr.split(key, parts * size)  # the first keys do not depend on how many there are
+    carry, before = (x, solver.init(x)), None
+    for i in range(0, parts * size, size):
+        places = np.minimum(np.arange(i, i + size + 1), steps)
+        part = None if constraint is None else constraint._replace(path=constraint.path[places])
+        carry = _advance(solver, eps_fn, carry, jnp.asarray(filled[i : i + size + 1]), keys[i : i + size], part)
+        if before is not None:
+            yield before
+        before = carry[0]
+    assert before is not None
+    yield before
+
+
+@jax.jit
+def _advance(solver, eps_fn, carry, ts, keys, constraint):
     def step(carry, inputs):
         t, s, key, reference = inputs
-        noise = jr.normal(key, x.shape, x.dtype)
-        return _step(solver, eps_fn, carry, t, s, noise, constraint, reference), None
+
+        def solve(carry):
+            noise = jr.normal(key, carry[0].shape, carry[0].dtype)
+            return _step(solver, eps_fn, carry, t, s, noise, constraint, reference)
+
+        return jax.lax.cond(t == s, lambda carry: carry, solve, carry), None
 
     reference = None if constraint is None else constraint.path[1:]
-    inputs = (ts[:-1], ts[1:], jr.split(key, ts.size - 1), reference)
-    (x, _), _ = jax.lax.scan(step, (x, solver.init(x)), inputs)
-    return x
+    carry, _ = jax.lax.scan(step, carry, (ts[:-1], ts[1:], keys, reference))
+    return carry
 
 
 @jax.jit

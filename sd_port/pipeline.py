@@ -1,0 +1,219 @@
+"""Stable Diffusion: text and images in, images out, by the solvers of `theory`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from sd_port.models.clip_text import CLIPTextModel
+from sd_port.models.layers import Image, Tokens
+from sd_port.models.unet import UNet
+from sd_port.models.vae import AutoencoderKL
+from sd_port.noise_fn import Context, scale_adapters, unet_noise_fn
+from sd_port.scheduler import Scheduler
+from sd_port.tokenizer import ClipTokenizer
+from sd_port.weights.lora_files import attach, detach, read_lora
+from sd_port.weights.read import Components, digest, read
+from sd_port.weights.save import save
+from theory.compilations import keep_compilations
+from theory.solve import Spacing, sample_parts
+from theory.solvers import DPMSolverPP2M
+from theory.types import NoiseFn, PRNGKey, Schedule, Solver
+
+PART = 4  # steps between two looks at the progress: long enough that starting them costs nothing
+
+Progress = Callable[[int, int, Image], None]  # steps done, steps in all, the latents now
+
+
+@dataclasses.dataclass
+class StableDiffusion:
+    """The four networks and files of a model, with the few operations that edits are made of.
+
+    Images are float32 in [0, 1], (batch, height, width, 3); latents are float32, (batch, height / 8, width / 8, 4)
+    and scaled to unit variance, as the UNet sees them. With a `mesh`, whose only axis is the batch, weights lie on
+    every device and batches are split over them.
+    """
+
+    unet: UNet
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: ClipTokenizer
+    scheduler: Scheduler
+    components: Components
+    mesh: Mesh | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
+        mesh: Mesh | None = None,
+        **options: Any,
+    ) -> "StableDiffusion":
+        """Reads a diffusers folder, a Hub id or a single file; options are those of `sd_port.weights.read.read`.
+
+        `dtype` is that of activations, `param_dtype` that of the weights (the same unless given). Compiled programs
+        are kept under the user's cache folder. Raises what `read` raises.
+        """
+        keep_compilations()
+        replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        param_dtype = dtype if param_dtype is None else param_dtype
+        components = read(path_or_id, dtype=dtype, param_dtype=param_dtype, sharding=replicated, **options)
+        tokenizer = ClipTokenizer.from_folder(components.tokenizer_folder)
+        scheduler = Scheduler.from_json(components.scheduler)
+        return cls(
+            components.unet, components.vae, components.text_encoder, tokenizer, scheduler, components, mesh
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder that diffusers and `load` open, without adapters. Raises FileExistsError if there is one."""
+        save(
+            Path(folder),
+            self.unet,
+            self.vae,
+            self.text_encoder,
+            configs=self.components.configs,
+            tokenizer_folder=self.components.tokenizer_folder,
+            scheduler=self.components.scheduler,
+        )
+
+    def load_lora(self, path: str | Path) -> None:
+        """Puts the adapters of a LoRA file on the UNet and the text encoder, in place of those they had."""
+        attach(read_lora(path), unet=self.unet, text_encoder=self.text_encoder)
+
+    def unload_lora(self) -> None:
+        """Takes all adapters off."""
+        detach(self.unet)
+        detach(self.text_encoder)
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.scheduler.schedule
+
+    def digest(self) -> str:
+        """SHA-256 of the weights files: reads them once more."""
+        return digest(self.components.files)
+
+    def embed(self, prompts: Sequence[str], lora_scale: ArrayLike = 1.0) -> Tokens:
+        """What the UNet attends to: (prompts, 77, features). Warns of text that is too long."""
+        tokens = jnp.asarray(self.tokenizer(prompts))
+        return _run(self.text_encoder, "__call__", lora_scale, tokens)
+
+    def encode(self, image: Image, key: PRNGKey | None = None) -> Image:
+        """Latents of images: the mean of the VAE's posterior, or with a key a draw from it."""
+        _check_size(*image.shape[1:3], self.vae.config.factor)
+        posterior = _run(self.vae, "encode", 1.0, self._split(2 * image.astype(jnp.float32) - 1))
+        noise = 0 if key is None else posterior.std * jr.normal(key, posterior.std.shape, jnp.float32)
+        return (posterior.mean + noise) * self.vae.config.scaling_factor
+
+    def decode(self, latent: Image) -> Image:
+        """Images of latents, clipped to [0, 1]."""
+        image = _run(self.vae, "decode", 1.0, self._split(latent) / self.vae.config.scaling_factor)
+        return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
+
+    def noise_fn(
+        self,
+        context: Context,
+        null_context: Context | None = None,
+        guidance_scale: ArrayLike = 1.0,
+        lora_scale: ArrayLike = 1.0,
+        *,
+        batch: int = 1,
+        condition: Image | None = None,
+    ) -> NoiseFn:
+        """The noise prediction for `batch` latents at once; see `sd_port.noise_fn.unet_noise_fn`."""
+        return unet_noise_fn(
+            self.unet,
+            self.scheduler.schedule,
+            self.scheduler.prediction_type,
+            batch,
+            context,
+            null_context,
+            guidance_scale,
+            lora_scale,
+            condition,
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str = "",
+        *,
+        key: PRNGKey,
+        steps: int = 25,
+        guidance_scale: ArrayLike | None = 7.5,
+        height: int | None = None,
+        width: int | None = None,
+        batch: int = 1,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+        lora_scale: ArrayLike = 1.0,
+        latent: Image | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Images of a text: `batch` of them for every prompt, (prompts * batch, height, width, 3).
+
+        height and width are in pixels, by default those of training. guidance_scale None asks the network once a
+        step, without a negative prompt. The solver is DPM-Solver++(2M) for the ODE unless given, on the grid of the
+        model's own scheduler config. latent: the noise to start from, instead of a draw. Only height, width and the
+        number of images compile. progress is told of every few steps, while the next ones already run.
+
+        Raises ValueError for a size that the VAE cannot have and for a grid the schedule does not have.
+        """
+        prompts = [prompt] * batch if isinstance(prompt, str) else [text for text in prompt for _ in range(batch)]
+        if not prompts:
+            raise ValueError("generate: there are no prompts")
+        factor, side = self.vae.config.factor, (self.unet.config.sample_size or 64) * self.vae.config.factor
+        height, width = height or side, width or side
+        _check_size(height, width, factor)
+        shape = (len(prompts), height // factor, width // factor, self.vae.config.latent_channels)
+        noise_key, solver_key = jr.split(key)
+        x = jr.normal(noise_key, shape, jnp.float32) if latent is None else latent
+        if x.shape != shape:
+            raise ValueError(f"generate: latent has the shape {x.shape}, these prompts and sizes need {shape}")
+        ts = self.scheduler.grid(steps, spacing).astype(jnp.float32)
+        contexts = self.embed(prompts, lora_scale)
+        null_context = None if guidance_scale is None else self.embed([negative_prompt], lora_scale)
+        guidance_scale = 1.0 if guidance_scale is None else guidance_scale
+        eps_fn = self.noise_fn(contexts, null_context, guidance_scale, lora_scale, batch=len(prompts))
+        solver = DPMSolverPP2M(self.schedule) if solver is None else solver
+        parts = sample_parts(solver, eps_fn, self._split(x), ts, solver_key, size=PART)
+        for done, latent in enumerate(parts, start=1):
+            x = latent
+            if progress is not None:
+                progress(min(done * PART, steps), steps, jax.block_until_ready(x))
+        return self.decode(x)
+
+    def _split(self, batch: Image) -> Image:
+        """The batch over the devices of the mesh."""
+        if self.mesh is None:
+            return batch
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0])))
+
+
+def _check_size(height: int, width: int, factor: int) -> None:
+    for name, value in (("height", height), ("width", width)):
+        if value < factor or value % factor:
+            raise ValueError(f"{name} = {value} is not a multiple of {factor}, the size of a latent pixel")
+
+
+def _run(module: nnx.Module, method: str, lora_scale: ArrayLike, *args: Array) -> Any:
+    """One compiled call of a network."""
+    graph, weights = nnx.split(module)
+    return _compiled(graph, method, weights, jnp.asarray(lora_scale, jnp.float32), *args)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled(graph, method, weights, lora_scale, *args):
+    return getattr(nnx.merge(graph, scale_adapters(weights, lora_scale)), method)(*args)
