@@ -161,7 +161,7 @@ def _by_strips(f: Callable[[Image], Image], x: Image, *, rows: int, halo: int, s
     step = math.ceil(height / strips / rows) * rows
     x = jnp.pad(x, ((0, 0), (0, strips * step - height), (0, 0), (0, 0)))
 
-    def strip(place: Array) -> Image:
+    def strip(place: Array) -> Array:
         start = (place // strips, place % strips * step, 0, 0)
         return f(jax.lax.dynamic_slice(x, start, (1, step + halo, width, channels)))[0]
 

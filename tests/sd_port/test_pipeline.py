@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 import theory.solve
 from sd_port.models.layers import LoRA
@@ -28,6 +29,12 @@ def start() -> np.ndarray:
 
 def eps_fn(pipe: StableDiffusion, guidance=GUIDANCE, **options):
     return pipe.noise_fn(pipe.embed(PROMPTS), pipe.embed([NEGATIVE]), guidance, batch=2, **options)
+
+
+@jax.jit
+def at(eps, x, t):
+    """eps(x, t), compiled once for all weights, texts and scales."""
+    return eps(x, t)
 
 
 def diffusers_latents(scheduler, noise, monkeypatch, **options) -> np.ndarray:
@@ -158,33 +165,26 @@ def test_no_guidance_asks_once():
     pipe = ours()
     x, t = jnp.asarray(start()), jnp.float32(0.5)
     alone = pipe.noise_fn(pipe.embed(PROMPTS), batch=2)
-    np.testing.assert_allclose(alone(x, t), eps_fn(pipe, 1.0)(x, t), atol=1e-5)
-    assert distance(alone(x, t), eps_fn(pipe, 2.0)(x, t)) > 1e-4
+    np.testing.assert_allclose(at(alone, x, t), at(eps_fn(pipe, 1.0), x, t), atol=1e-5)
+    assert distance(at(alone, x, t), at(eps_fn(pipe, 2.0), x, t)) > 1e-4
 
 
 def test_lora_scale_is_traced():
     """Adapters at scale 0 are none; the scale is linear in what it adds to a kernel, and compiles nothing."""
     pipe = StableDiffusion.load(folder())
     x, t = jnp.asarray(start()), jnp.float32(0.5)
-    plain = eps_fn(pipe)(x, t)
+    plain = at(eps_fn(pipe), x, t)
     layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v
-    layer.lora = LoRA.fresh(layer.kernel.shape, 2, alpha=1.0, rngs=jax_rngs())
+    layer.lora = LoRA.fresh(layer.kernel.shape, 2, alpha=1.0, rngs=nnx.Rngs(0))
     layer.lora.up[...] = jr.normal(jr.key(0), layer.lora.up.shape, jnp.float32)
-    run = jax.jit(lambda eps, x, t: eps(x, t))
-    np.testing.assert_array_equal(run(eps_fn(pipe, lora_scale=0.0), x, t), run(eps_fn(pipe, lora_scale=0), x, t))
-    assert distance(run(eps_fn(pipe, lora_scale=0.0), x, t), plain) < PARITY_32
-    half = run(eps_fn(pipe, lora_scale=0.5), x, t)
-    assert run._cache_size() == 1
+    assert distance(at(eps_fn(pipe, lora_scale=0.0), x, t), plain) < PARITY_32
+    compiled = at._cache_size()
+    half = at(eps_fn(pipe, lora_scale=0.5), x, t)
+    assert at._cache_size() == compiled
     layer.kernel[...] = layer.kernel[...] + 0.5 * 0.5 * layer.lora.down[...] @ layer.lora.up[...]
     pipe.unload_lora()
-    assert distance(half, eps_fn(pipe)(x, t)) < PARITY_32
+    assert distance(half, at(eps_fn(pipe), x, t)) < PARITY_32
     assert distance(half, plain) > 1e-4
-
-
-def jax_rngs():
-    from flax import nnx
-
-    return nnx.Rngs(0)
 
 
 def test_v_prediction_becomes_noise():
@@ -193,7 +193,7 @@ def test_v_prediction_becomes_noise():
     schedule = pipe.scheduler
     x, t = jnp.asarray(start()), jnp.float32(0.5)
     as_v = StableDiffusion(**{**vars(pipe), "scheduler": schedule._replace(prediction_type="v_prediction")})
-    v, eps = eps_fn(pipe)(x, t), eps_fn(as_v)(x, t)
+    v, eps = at(eps_fn(pipe), x, t), at(eps_fn(as_v), x, t)
     alpha, sigma = pipe.schedule.alpha(t), pipe.schedule.sigma(t)
     np.testing.assert_allclose((x - sigma * eps) / alpha, alpha * x - sigma * v, rtol=1e-4, atol=1e-4)
 
