@@ -186,7 +186,9 @@ def _solver(name: SolverName, schedule: DiscreteVP) -> Solver:
 
 def _record(args: Generate, pipe: StableDiffusion, shape: tuple[int, ...]) -> dict[str, Any]:
     """How the images were made."""
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(args).items() if key != "out"}
+    settings = {
+        key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(args).items() if key != "out"
+    }
     return {
         "command": "generate",
         **settings,

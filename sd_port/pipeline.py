@@ -72,9 +72,7 @@ class StableDiffusion:
         components = read(path_or_id, dtype=dtype, param_dtype=param_dtype, sharding=replicated, **options)
         tokenizer = ClipTokenizer.from_folder(components.tokenizer_folder)
         scheduler = Scheduler.from_json(components.scheduler)
-        return cls(
-            components.unet, components.vae, components.text_encoder, tokenizer, scheduler, components, mesh
-        )
+        return cls(components.unet, components.vae, components.text_encoder, tokenizer, scheduler, components, mesh)
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that diffusers and `load` open, without adapters. Raises FileExistsError if there is one."""

@@ -87,7 +87,9 @@ def mapped(q: Heads, kv: KeysValues) -> Heads:
     chunks = math.ceil(queries / MAPPED_QUERIES)
     size = math.ceil(queries / chunks)
     q = jnp.pad(q, ((0, 0), (0, chunks * size - queries), (0, 0), (0, 0)))
-    q, k, v = (x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, dim) for x in (q * jnp.asarray(dim**-0.5, q.dtype), *kv))
+    q, k, v = (
+        x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, dim) for x in (q * jnp.asarray(dim**-0.5, q.dtype), *kv)
+    )
     q = q.reshape(batch * heads * chunks, size, dim)
 
     def chunk(place: Array) -> Array:

@@ -44,7 +44,7 @@ class LoRA(nnx.Module):
     def fresh(cls, kernel_shape: Sequence[int], rank: int, *, alpha: float | None = None, rngs: nnx.Rngs) -> "LoRA":
         """An adapter to train: `up` is 0, so it changes nothing yet. alpha is the rank unless given."""
         down = nnx.initializers.he_uniform()(rngs.params(), (*kernel_shape[:-1], rank), jnp.float32)
-        return cls(down, jnp.zeros((rank, kernel_shape[-1])), rank if alpha is None else alpha)
+        return cls(down, jnp.zeros((rank, kernel_shape[-1]), jnp.float32), float(rank) if alpha is None else alpha)
 
     @property
     def rank(self) -> int:

@@ -66,9 +66,7 @@ class Transformer(nnx.Module):
     compute the same.
     """
 
-    def __init__(
-        self, build: Build, dim: int, context_dim: int, heads: int, layers: int, groups: int, *, linear: bool
-    ):
+    def __init__(self, build: Build, dim: int, context_dim: int, heads: int, layers: int, groups: int, *, linear: bool):
         self.norm = build.group_norm(groups, dim, 1e-6)
         self.proj_in = build.linear(dim, dim) if linear else build.conv(dim, dim, 1)
         self.transformer_blocks = nnx.List([TransformerBlock(build, dim, context_dim, heads) for _ in range(layers)])

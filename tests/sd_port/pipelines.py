@@ -14,7 +14,13 @@ from transformers import CLIPTokenizer
 from sd_port.pipeline import StableDiffusion
 from tests.sd_port.torch_models import SMALL_TEXT, SMALL_UNET, SMALL_VAE, torch_text, torch_unet, torch_vae
 
-SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "steps_offset": 1}
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
 
 
 def write_tokenizer(folder: Path) -> Path:

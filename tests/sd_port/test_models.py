@@ -206,7 +206,9 @@ def test_unsupported_values_are_named(kind, change, named):
 
 
 def test_unknown_keys_are_ignored_and_lists_that_agree_are_read():
-    config = UNetConfig.from_json({"_class_name": "x", "future": 1, "layers_per_block": [2, 2, 2, 2], "act_fn": "swish"})
+    config = UNetConfig.from_json(
+        {"_class_name": "x", "future": 1, "layers_per_block": [2, 2, 2, 2], "act_fn": "swish"}
+    )
     assert config == UNetConfig(cross_attention_dim=1280)
     assert UNetConfig.from_json({"attention_head_dim": [5, 10, 20, 20]}).heads == (5, 10, 20, 20)
     assert VAEConfig.from_json({}).scaling_factor == 0.18215

@@ -155,7 +155,12 @@ def test_only_sizes_compile():
 def test_progress_counts_to_the_end():
     seen = []
     ours().generate(
-        "a boat", key=jr.key(0), steps=9, height=32, width=40, progress=lambda done, steps, x: seen.append((done, steps))
+        "a boat",
+        key=jr.key(0),
+        steps=9,
+        height=32,
+        width=40,
+        progress=lambda done, steps, x: seen.append((done, steps)),
     )
     assert seen == [(4, 9), (8, 9), (9, 9)]
 
