@@ -511,9 +511,9 @@ def measure(config: Config, console: Console) -> list[Result]:
 
 def show(section: str, results: Sequence[Result], config: Config, console: Console) -> None:
     networks = results[0].peak_bytes is not None
-    headers = ("", "ms", "ratio", "GiB", "ratio", "compile s", "cached") if networks else ("", "ms", "best", "ratio")
+    headers = ("", "ms", "ratio", "GiB", "ratio", "compile", "cached") if networks else ("", "ms", "best", "ratio")
     title = f"{section}, float32, {config.threads} threads; {cpu()}{'; tiny' if config.tiny else ''}"
-    caption = "medians; ratio: its figure over ours"
+    caption = "medians; ratio: its figure over ours" + ("; compile and cached in seconds" if networks else "")
     table = Table(*headers, "distance", title=title, caption=caption, box=SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for case in dict.fromkeys(r.case for r in results):
@@ -532,7 +532,7 @@ def show(section: str, results: Sequence[Result], config: Config, console: Conso
 
 def number(value: float | None) -> str:
     """Three digits."""
-    return "" if value is None else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+    return "" if not value else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def cpu() -> str:

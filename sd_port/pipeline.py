@@ -25,9 +25,10 @@ from sd_port.weights.lora_files import attach, detach, read_lora
 from sd_port.weights.read import Components, digest, read
 from sd_port.weights.save import save
 from theory.compilations import keep_compilations
+from theory.schedules import DiscreteVP
 from theory.solve import Spacing, sample_parts
 from theory.solvers import DPMSolverPP2M
-from theory.types import NoiseFn, PRNGKey, Schedule, Solver
+from theory.types import NoiseFn, PRNGKey, Solver
 
 PART = 4  # steps between two looks at the progress: long enough that starting them costs nothing
 
@@ -96,7 +97,7 @@ class StableDiffusion:
         detach(self.text_encoder)
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> DiscreteVP:
         return self.scheduler.schedule
 
     def digest(self) -> str:
@@ -110,7 +111,7 @@ class StableDiffusion:
 
     def encode(self, image: Image, key: PRNGKey | None = None) -> Image:
         """Latents of images: the mean of the VAE's posterior, or with a key a draw from it."""
-        _check_size(*image.shape[1:3], self.vae.config.factor)
+        _check_size(image.shape[1], image.shape[2], self.vae.config.factor)
         posterior = _run(self.vae, "encode", 1.0, self._split(2 * image.astype(jnp.float32) - 1))
         noise = 0 if key is None else posterior.std * jr.normal(key, posterior.std.shape, jnp.float32)
         return (posterior.mean + noise) * self.vae.config.scaling_factor

@@ -1,4 +1,4 @@
-"""scheduler_config.json: what a network was trained to predict, on which schedule, and the grid its makers sample on."""
+"""scheduler_config.json: what a network was trained to predict, on which schedule, and its makers' grid."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args

@@ -11,7 +11,7 @@ def keep_compilations() -> None:
 
     JAX_COMPILATION_CACHE_DIR, or jax's option of that name, says where; the empty string switches it off.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blessing" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -195,7 +195,7 @@ def _read(cls: type[Config], what: str, raw: Mapping[str, Any], allowed: Mapping
 
 
 def _value(name: str, value: Any, default: Any) -> Any:
-    """Lists become tuples, or one number of layers if all levels have the same; JSON's 0 is a float where one is due."""
+    """Lists become tuples, or one number of layers if all levels have the same; 0 becomes 0.0 where one is due."""
     if isinstance(default, float) and isinstance(value, int):
         return float(value)
     if not isinstance(value, list):

@@ -74,7 +74,7 @@ def gathered(x: Image, kernel: Kernel, stride: int, padding: tuple[int, int]) ->
 
 def winograd(x: Image, kernel: Kernel) -> Image:
     """F(2x2, 3x3): 2x2 pixels of the output are A' [(G k G') * (B' d B)] A, where d is the 4x4 of x around them."""
-    batch, height, width, _ = x.shape
+    _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
     transformed = _along_both(_kernel_transform, _grid(kernel, 3))
 
@@ -87,7 +87,7 @@ def winograd(x: Image, kernel: Kernel) -> Image:
 
 
 def winograd_upsampled(x: Image, kernel: Kernel) -> Image:
-    """The same for a doubled x, whose 4x4 are made of 3x3 numbers: one of four rows of B' d vanishes, 9 products are left."""
+    """The same for a doubled x, whose 4x4 are made of 3x3 numbers: a row of B' d vanishes, 9 products are left."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     transformed = _along_both(_upsampled_kernel_transform, _grid(kernel, 3))
 

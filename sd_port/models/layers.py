@@ -128,7 +128,7 @@ def _scaled(low: Array, lora: LoRA, dtype: DTypeLike) -> Array:
 
 
 class GroupNorm(nnx.Module):
-    """Normalises each group of channels over its pixels (Wu & He 2018, arXiv 1803.08494): any (batch, ..., channels)."""
+    """Normalises groups of channels over all pixels (Wu & He 2018, arXiv 1803.08494): any (batch, ..., channels)."""
 
     def __init__(
         self,

@@ -30,9 +30,9 @@ class MidAttention(Attention):
         super().__init__(build, channels, channels, 1, qkv_bias=True)
         self.group_norm = build.group_norm(groups, channels, EPS)
 
-    def __call__(self, x: Image) -> Image:
+    def over_pixels(self, x: Image) -> Image:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + super().__call__(tokens, self.keys_values(tokens)).reshape(x.shape)
+        return x + self(tokens, self.keys_values(tokens)).reshape(x.shape)
 
 
 class MidStage(nnx.Module):
@@ -43,7 +43,7 @@ class MidStage(nnx.Module):
         self.attentions = nnx.List([MidAttention(build, channels, groups)])
 
     def __call__(self, x: Image) -> Image:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return self.resnets[1](self.attentions[0].over_pixels(self.resnets[0](x)))
 
 
 class EncoderStage(nnx.Module):

@@ -85,7 +85,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The array whose bytes stand at `offset` of a file. Raises ValueError where the file ends before."""
     array = empty(shape, dtype)
-    target = memoryview(array.reshape(-1).view(np.uint8))
+    target = array.reshape(-1).view(np.uint8).data
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         while target and (count := file.readinto(target)):  # one read may return less than asked, above 2 GiB

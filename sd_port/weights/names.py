@@ -8,12 +8,13 @@ The names are the same but for the last word, and a kernel has its axes in anoth
 """
 
 import re
+from typing import Any
 
 import numpy as np
 
 from sd_port.weights.checkpoint import empty
 
-ParameterPath = tuple[str | int, ...]
+ParameterPath = tuple[Any, ...]  # names and places in lists
 Shape = tuple[int, ...]
 
 _WORDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}

@@ -130,7 +130,7 @@ def test_images_come_back(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_image(tmp_path / "clear.png").min() == 1
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="text.png"):
+    with pytest.raises(ValueError, match=r"text\.png"):
         read_image(tmp_path / "text.png")
-    with pytest.raises(ValueError, match="clear.png"):
+    with pytest.raises(ValueError, match=r"clear\.png"):
         read_record(tmp_path / "clear.png")

@@ -1,0 +1,85 @@
+"""The benchmarks of the networks at sizes of seconds: figures are positive, and what is compared computes the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import unet_cpu, unet_gpu
+from sd_port.models.config import UNetConfig
+from tests.tolerances import PARITY_32
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def strictness_off(monkeypatch):
+    """Scripts run as users run them; this process keeps the place of its compiled programs."""
+    for module in (unet_cpu, unet_gpu):
+        monkeypatch.setattr(module, "keep_compilations", lambda folder: None)
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_unet_cpu(tmp_path):
+    """The whole script in its processes: a network, every form of attention and of convolution."""
+    path = tmp_path / "cpu.json"
+    what = ["--tiny", "--full", "--attention", "--convolutions", "--batches", "1", "--repeats", "1"]
+    fast_compilation = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PATH": ""}
+    command = [sys.executable, ROOT / "benchmarks" / "unet_cpu.py", *what, "--json", path]
+    subprocess.run(command, check=True, env=fast_compilation, cwd=ROOT, capture_output=True)
+    results = json.loads(path.read_text())["results"]
+    assert {r["section"] for r in results} == {"SD 1.5", "attention", "convolutions"}
+    for r in results:
+        assert r["best"] > 0 and r["seconds"] > 0 and r["ratio"] > 0
+        assert (r["distance"] is None) == (r["name"] in ("torch", "diffusers"))
+        assert r["distance"] is None or 0 < r["distance"] <= PARITY_32
+    for case in {r["case"] for r in results}:
+        assert [r["ratio"] for r in results if r["case"] == case and r["picked"]] == [1.0]
+    network = {r["name"]: r for r in results if r["section"] == "SD 1.5"}
+    assert network["ours"]["compile_seconds"] > 0 and network["ours"]["cached_seconds"] > 0
+    assert min(r["peak_bytes"] for r in network.values()) > 2**26
+
+
+def test_training_step():
+    """The gradient of ours is that of torch, and a step of Adam runs again and again."""
+    task = unet_cpu.Task("Adam step", unet_cpu.TINY, 2, 8, torch.get_num_threads(), train=True)
+    mine, other = unet_cpu.ours(task, ""), unet_cpu.theirs(task, "")
+    assert unet_cpu.distance(mine.output, other.output) <= PARITY_32
+    for contender in (mine, other):
+        assert unet_cpu.seconds(contender.run) > 0
+
+
+def test_unet_gpu(tmp_path, monkeypatch):
+    """All but its processes, on the CPU."""
+    monkeypatch.setattr(unet_gpu, "alone", lambda f, *args: f(*args))
+    path = tmp_path / "gpu.json"
+    unet_gpu.main(unet_gpu.Config(images=(1, 2), steps=2, repeats=1, attention=True, tiny=True, json=path))
+    record = json.loads(path.read_text())
+    assert 0 < record["distance"] <= PARITY_32 and record["agrees"] and record["attention_agrees"]
+    assert {(r["name"], r["images"]) for r in record["rates"]} == {
+        (name, images) for name in ("ours", "diffusers, eager") for images in (1, 2)
+    }
+    assert all(r["steps_per_second"] > 0 and r["mfu"] > 0 for r in record["rates"])
+    once = ("compile", "cached_compile", "decode", "encode_text")
+    assert all(record[f"{name}_seconds"] > 0 for name in once)
+    for form in record["attention"]:
+        assert form["error"] if form["name"] == "cudnn" else form["seconds"] > 0
+
+
+def test_flops():
+    """The count from the config is that of torch's counter, which sees every product that diffusers makes."""
+    raw = unet_gpu.FULL["unet"]
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(**{key: value for key, value in raw.items() if not key.startswith("_")})
+        theirs.set_attn_processor(AttnProcessor())  # the counter does not know every fused attention
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            theirs(torch.zeros(1, 4, 64, 64), torch.ones(1), torch.zeros(1, 77, 768))
+    assert unet_gpu.flops(UNetConfig.from_json(raw), 64, 77) == counter.get_total_flops()
