@@ -9,6 +9,7 @@ benchmarks/unet_cpu.py --convolutions measures the choice.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,12 @@ def conv_upsampled(x: Image, kernel: Kernel, height: int, width: int) -> Image:
     """The 3x3 convolution of x after doubling its size (nearest) and cropping it to height x width."""
     if _worth_it(x, kernel) and (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
         return winograd_upsampled(x, kernel)
-    return conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :height, :width], kernel)
+    return conv(doubled(x)[:, :height, :width], kernel)
+
+
+def doubled(x: Image) -> Image:
+    """Twice the size: every pixel becomes four."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def _worth_it(x: Image, kernel: Kernel) -> bool:
@@ -72,6 +78,7 @@ def gathered(x: Image, kernel: Kernel, stride: int, padding: tuple[int, int]) ->
     return (rows @ kernel.reshape(-1, outputs)).reshape(batch, height, width, outputs)
 
 
+@jax.custom_jvp
 def winograd(x: Image, kernel: Kernel) -> Image:
     """F(2x2, 3x3): 2x2 pixels of the output are A' [(G k G') * (B' d B)] A, where d is the 4x4 of x around them."""
     _, height, width, _ = x.shape
@@ -86,6 +93,7 @@ def winograd(x: Image, kernel: Kernel) -> Image:
     return _by_strips(tiles, padded, rows=2, halo=2, scale=1)[:, :height, :width]
 
 
+@jax.custom_jvp
 def winograd_upsampled(x: Image, kernel: Kernel) -> Image:
     """The same for a doubled x, whose 4x4 are made of 3x3 numbers: a row of B' d vanishes, 9 products are left."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -98,6 +106,21 @@ def winograd_upsampled(x: Image, kernel: Kernel) -> Image:
         return _interleaved(_along_both(_upsampled_output_transform, products))
 
     return _by_strips(tiles, padded, rows=1, halo=2, scale=2)
+
+
+# The derivatives are convolutions too. The library's have fast transposes; those of tiles and strips are slow.
+@winograd.defjvp
+def _(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    plain = partial(library, stride=1, padding=(1, 1))
+    return winograd(x, kernel), plain(dx, kernel) + plain(x, dkernel)
+
+
+@winograd_upsampled.defjvp
+def _(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    plain = partial(library, stride=1, padding=(1, 1))
+    return winograd_upsampled(x, kernel), plain(doubled(dx), kernel) + plain(doubled(x), dkernel)
 
 
 Line = Sequence[Array]

@@ -1,9 +1,6 @@
 """The benchmarks of the networks at sizes of seconds: figures are positive, and what is compared computes the same."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -16,8 +13,6 @@ from benchmarks import unet_cpu, unet_gpu
 from sd_port.models.config import UNetConfig
 from tests.tolerances import PARITY_32
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(autouse=True)
 def strictness_off(monkeypatch):
@@ -28,19 +23,23 @@ def strictness_off(monkeypatch):
         yield
 
 
-def test_unet_cpu(tmp_path):
-    """The whole script in its processes: a network, every form of attention and of convolution."""
-    path = tmp_path / "cpu.json"
-    what = ["--tiny", "--full", "--attention", "--convolutions", "--batches", "1", "--repeats", "1"]
-    fast_compilation = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PATH": ""}
-    command = [sys.executable, ROOT / "benchmarks" / "unet_cpu.py", *what, "--json", path]
-    subprocess.run(command, check=True, env=fast_compilation, cwd=ROOT, capture_output=True)
+def test_unet_cpu(tmp_path, monkeypatch):
+    """The whole script: a network in its processes, every form of attention and of convolution."""
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)  # this process keeps its cores
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
+    path, threads = tmp_path / "cpu.json", torch.get_num_threads()
+    unet_cpu.main(
+        unet_cpu.Config(
+            full=True, attention=True, convolutions=True, batches=(1,), repeats=1, threads=threads, tiny=True, json=path
+        )
+    )
     results = json.loads(path.read_text())["results"]
     assert {r["section"] for r in results} == {"SD 1.5", "attention", "convolutions"}
     for r in results:
         assert r["best"] > 0 and r["seconds"] > 0 and r["ratio"] > 0
         assert (r["distance"] is None) == (r["name"] in ("torch", "diffusers"))
-        assert r["distance"] is None or 0 < r["distance"] <= PARITY_32
+        assert r["distance"] is None or r["distance"] <= PARITY_32
     for case in {r["case"] for r in results}:
         assert [r["ratio"] for r in results if r["case"] == case and r["picked"]] == [1.0]
     network = {r["name"]: r for r in results if r["section"] == "SD 1.5"}
@@ -48,8 +47,9 @@ def test_unet_cpu(tmp_path):
     assert min(r["peak_bytes"] for r in network.values()) > 2**26
 
 
-def test_training_step():
+def test_training_step(monkeypatch):
     """The gradient of ours is that of torch, and a step of Adam runs again and again."""
+    monkeypatch.setattr(unet_cpu, "OPTIONS", unet_cpu.OPTIONS | {"xla_backend_optimization_level": 0})
     task = unet_cpu.Task("Adam step", unet_cpu.TINY, 2, 8, torch.get_num_threads(), train=True)
     mine, other = unet_cpu.ours(task, ""), unet_cpu.theirs(task, "")
     assert unet_cpu.distance(mine.output, other.output) <= PARITY_32
@@ -61,12 +61,10 @@ def test_unet_gpu(tmp_path, monkeypatch):
     """All but its processes, on the CPU."""
     monkeypatch.setattr(unet_gpu, "alone", lambda f, *args: f(*args))
     path = tmp_path / "gpu.json"
-    unet_gpu.main(unet_gpu.Config(images=(1, 2), steps=2, repeats=1, attention=True, tiny=True, json=path))
+    unet_gpu.main(unet_gpu.Config(images=(2,), steps=2, repeats=1, attention=True, tiny=True, json=path))
     record = json.loads(path.read_text())
     assert 0 < record["distance"] <= PARITY_32 and record["agrees"] and record["attention_agrees"]
-    assert {(r["name"], r["images"]) for r in record["rates"]} == {
-        (name, images) for name in ("ours", "diffusers, eager") for images in (1, 2)
-    }
+    assert [(r["name"], r["images"]) for r in record["rates"]] == [("ours", 2), ("diffusers, eager", 2)]
     assert all(r["steps_per_second"] > 0 and r["mfu"] > 0 for r in record["rates"])
     once = ("compile", "cached_compile", "decode", "encode_text")
     assert all(record[f"{name}_seconds"] > 0 for name in once)
