@@ -45,7 +45,7 @@ from sd_port.weights.configs import BUILT_IN
 
 SPAWN = multiprocessing.get_context("spawn")
 # A tenth of the temporary memory at the same speed: operations run one by one, each on all threads.
-OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}  # as sd-edit sets it
 TOLERANCE = 1e-5  # relative L2 of float32 outputs; torch itself is some 1e-6 from float64
 LEARNING_RATE = 1e-4
 PAUSE = 0.02  # seconds before each call: the threads of the one before wait actively for a while
