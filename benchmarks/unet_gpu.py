@@ -284,7 +284,7 @@ def attention_forms(config: Config) -> Iterator[Form]:
     methods["cudnn"] = lambda q, kv: jax.nn.dot_product_attention(q, *kv, implementation="cudnn")
     if backend == "cpu":
         methods["mapped"] = attention.mapped
-    cudnn_dim = attention._cudnn_dim() if backend == "gpu" else 0
+    largest = attention.cudnn_dim() if backend == "gpu" else 0
     for shape, keys in TINY_ATTENTIONS if config.tiny else ATTENTIONS:
         batch, queries, heads, dim = shape
         shapes = (shape, (batch, keys, heads, dim), (batch, keys, heads, dim))
@@ -292,7 +292,7 @@ def attention_forms(config: Config) -> Iterator[Form]:
         wide = [x.astype(jnp.float32) for x in (q, k, v)]
         with jax.default_matmul_precision("highest"):
             reference = attention.plain(wide[0], attention.KeysValues(*wide[1:]))
-        picked = attention.choose(backend, jnp.bfloat16, shape, keys, cudnn_dim)
+        picked = attention.choose(backend, jnp.bfloat16, shape, keys, largest)
         for name, method in methods.items():
             form = partial(Form, f"{batch}x{queries}x{heads}x{dim}, {keys} keys", name, name == picked)
 

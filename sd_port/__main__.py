@@ -9,17 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
+import jax.random as jr
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-# XLA's default schedule for the CPU needs eight times the temporary memory for a UNet, at the same speed. Before jax.
-MEMORY = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
-os.environ["XLA_FLAGS"] = f"{MEMORY} {os.environ.get('XLA_FLAGS', '')}"
-
-import jax
-import jax.random as jr
 
 from sd_port.images import write_png
 from sd_port.pipeline import StableDiffusion
@@ -31,6 +26,9 @@ from theory.types import Solver
 
 SolverName = Literal["dpm++2m", "dpm++2m-sde", "ddim", "ddpm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+# XLA's default schedule for the CPU needs eight times the temporary memory for a UNet, at the same speed.
+MEMORY = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="sd-edit",
         description="Generates and edits images with Stable Diffusion, by the solvers of the theory.",
     )
+    os.environ["XLA_FLAGS"] = f"{MEMORY} {os.environ.get('XLA_FLAGS', '')}"  # read when the first device is asked for
     warnings.showwarning = lambda message, *_: print(f"sd-edit: {message}", file=sys.stderr)
     try:
         command.run()

@@ -30,16 +30,16 @@ class KeysValues(NamedTuple):
     values: Heads
 
 
-def choose(backend: str, dtype: DTypeLike, q: tuple[int, ...], tokens: int, cudnn_dim: int = 256) -> Method:
+def choose(backend: str, dtype: DTypeLike, q: tuple[int, ...], tokens: int, largest_head: int = 0) -> Method:
     """The method for queries of shape q = (batch, queries, heads, dim) and that many keys.
 
-    `cudnn_dim` is the largest head that cuDNN's flash attention takes: 256 from Hopper on, 128 before. It has no
+    `largest_head` is what cuDNN's flash attention takes: 256 from Hopper on, 128 before. It has no
     float32. benchmarks/unet_cpu.py --attention and benchmarks/unet_gpu.py --attention measure the choice.
     """
     batch, queries, heads, dim = q
     if backend == "cpu":
         return "mapped" if queries * tokens >= MAPPED_LOGITS else "plain"
-    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and dim % 8 == 0 and dim <= cudnn_dim:
+    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2 and dim % 8 == 0 and dim <= largest_head:
         return "cudnn"
     return "chunked" if batch * heads * queries * tokens > CHUNKED_LOGITS else "plain"
 
@@ -47,7 +47,7 @@ def choose(backend: str, dtype: DTypeLike, q: tuple[int, ...], tokens: int, cudn
 def attend(q: Heads, kv: KeysValues) -> Heads:
     """Every query attends to all keys."""
     backend = jax.default_backend()
-    match choose(backend, q.dtype, q.shape, kv.keys.shape[1], _cudnn_dim() if backend == "gpu" else 0):
+    match choose(backend, q.dtype, q.shape, kv.keys.shape[1], cudnn_dim() if backend == "gpu" else 0):
         case "mapped":
             return mapped(q, kv)
         case "chunked":
@@ -73,7 +73,8 @@ def plain(q: Heads, kv: KeysValues, mask: Bool[Array, "queries keys"] | None = N
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(q.dtype), kv.values)
 
 
-def _cudnn_dim() -> int:
+def cudnn_dim() -> int:
+    """The largest head that cuDNN's flash attention takes on this GPU; 0 where there is none."""
     capability = float(getattr(jax.devices()[0], "compute_capability", 0))
     return 256 if capability >= 9 else 128 if capability >= 8 else 0
 

@@ -1,5 +1,6 @@
 """The command sd-edit as a user meets it: pictures, their record, and one line for what cannot be done."""
 
+import os
 import shutil
 import warnings
 
@@ -20,9 +21,10 @@ SMALL = ["--steps", "3", "--height", "32", "--width", "40"]
 
 
 @pytest.fixture(autouse=True)
-def quiet_warnings(monkeypatch):
-    """main() shows warnings its own way for the rest of the process; here they go back to what they were."""
+def only_here(monkeypatch):
+    """main() shows warnings and sets XLA's flags for the rest of its process; here they go back to what they were."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 
 
 def generate(*args: str) -> None:
