@@ -70,6 +70,10 @@ class Generate:
     """A folder, file or id to take the VAE from instead."""
     config: str | None = None
     """For a single file: a diffusers folder or id that has the tokenizer and what else the file lacks."""
+    ema: bool = False
+    """For a single file of training: take the moving average of the weights."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """For a single file of SD 2.x, which does not say it: v_prediction is that of 768 pixels."""
     lora: Path | None = None
     """A LoRA file (kohya, diffusers or PEFT)."""
     lora_scale: float = 1.0
@@ -167,9 +171,8 @@ def _numbered(out: Path, count: int) -> list[Path]:
 
 def _load(args: Generate) -> StableDiffusion:
     with Console(stderr=True).status(f"Loading {args.model}"):
-        pipe = StableDiffusion.load(
-            args.model, dtype=args.dtype, variant=args.variant, vae=args.vae, config=args.config
-        )
+        files = {name: getattr(args, name) for name in ("variant", "vae", "config", "ema", "prediction_type")}
+        pipe = StableDiffusion.load(args.model, dtype=args.dtype, **files)
         if args.lora is not None:
             pipe.load_lora(args.lora)
     return pipe

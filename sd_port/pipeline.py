@@ -168,11 +168,17 @@ class StableDiffusion:
         model's own scheduler config. latent: the noise to start from, instead of a draw. Only height, width and the
         number of images compile. progress is told of every few steps, while the next ones already run.
 
-        Raises ValueError for a size that the VAE cannot have and for a grid the schedule does not have.
+        Raises ValueError for a size that the VAE cannot have, a grid that the schedule does not have, and a model for
+        inpainting.
         """
         prompts = [prompt] * batch if isinstance(prompt, str) else [text for text in prompt for _ in range(batch)]
         if not prompts:
             raise ValueError("generate: there are no prompts")
+        channels = self.unet.config.in_channels
+        if channels != self.vae.config.latent_channels:
+            raise ValueError(
+                f"generate: the UNet takes {channels} channels: a model for inpainting, not for text alone"
+            )
         factor, side = self.vae.config.factor, (self.unet.config.sample_size or 64) * self.vae.config.factor
         height, width = height or side, width or side
         _check_size(height, width, factor)
@@ -198,6 +204,8 @@ class StableDiffusion:
         """The batch over the devices of the mesh."""
         if self.mesh is None:
             return batch
+        if batch.shape[0] % self.mesh.size:
+            raise ValueError(f"a batch of {batch.shape[0]} cannot be split evenly over {self.mesh.size} devices")
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0])))
 
 

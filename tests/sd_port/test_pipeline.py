@@ -10,11 +10,14 @@ import torch
 from flax import nnx
 
 import theory.solve
+from sd_port.models.config import UNetConfig
 from sd_port.models.layers import LoRA
+from sd_port.models.unet import UNet
 from sd_port.pipeline import PART, StableDiffusion
 from sd_port.scheduler import Scheduler
+from sd_port.weights.fill import abstract
 from tests.sd_port.pipelines import SCHEDULER, folder, ours, theirs
-from tests.sd_port.torch_models import distance, to_nchw, to_nhwc
+from tests.sd_port.torch_models import UNETS, distance, to_nchw, to_nhwc
 from tests.tolerances import PARITY_32, PIPELINE
 from theory.solve import replay, sample, unit_noise
 from theory.solvers import DDIM, DPMSolverPP2M
@@ -221,6 +224,9 @@ def test_bad_requests_are_named():
         pipe.generate("x", key=jr.key(0), height=30, width=32)
     with pytest.raises(ValueError, match="latent has the shape"):
         pipe.generate("x", key=jr.key(0), height=32, width=32, latent=jnp.zeros((1, 4, 4, 4)))
+    unet = abstract(UNet, UNetConfig.from_json(UNETS["inpainting"]))
+    with pytest.raises(ValueError, match="9 channels"):
+        StableDiffusion(**{**vars(pipe), "unet": unet}).generate("x", key=jr.key(0))
     with pytest.raises(ValueError, match="no prompts"):
         pipe.generate([], key=jr.key(0))
     with pytest.raises(ValueError, match="width = 31"):

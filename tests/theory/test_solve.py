@@ -11,7 +11,7 @@ from tests import tolerances
 from tests.cases import DETERMINISTIC, SCHEDULES, STOCHASTIC, assert_close, normal, two_wells
 from theory.processes import forward_path
 from theory.schedules import LinearVP, ScaledLinearVP
-from theory.solve import Constraint, invert, record, replay, sample, time_grid, unit_noise
+from theory.solve import Constraint, _advance, invert, record, replay, sample, sample_parts, time_grid, unit_noise
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 
 SCHEDULE = LinearVP(0.1, 10.0)
@@ -32,6 +32,33 @@ def test_sample_replays_its_own_noise(name):
     assert_close(end, path[-1], tolerances.ROUNDING)
     other = replay(solver, EPS, X, ts, normal(6, 4, 2))[-1]
     assert (np.abs(end - other).max() > 0.1) == solver.stochastic
+
+
+@pytest.mark.parametrize(("name", "size"), [("DDIM(1.0)", 100), ("DPMSolverPP2M(0.5)", 4)])
+def test_parts_of_a_sampling(name, size):
+    """Every part is a point of the whole path, to the last, with a constraint too; all lengths share one program."""
+    solver, keys = SOLVERS[name](SCHEDULE), jr.split(jr.key(1))
+    for steps in (6, 9):
+        ts = time_grid(SCHEDULE, steps)
+        constraint = Constraint(jnp.array([[1.0, 0.0]]), forward_path(SCHEDULE, X, ts, keys[0]))
+        path = replay(solver, EPS, X, ts, unit_noise(keys[1], X, ts), constraint)
+        parts = list(sample_parts(solver, EPS, X, ts, keys[1], constraint, size=size))
+        places = [min(i, steps) for i in range(size, steps + size, size)]
+        assert_close(jnp.stack(parts), path[jnp.array(places)], tolerances.ROUNDING)
+        assert_close(parts[-1], sample(solver, EPS, X, ts, keys[1], constraint), tolerances.ROUNDING)
+        compiled = _advance._cache_size() if steps == 6 else compiled
+    assert _advance._cache_size() <= compiled + 1  # that of the whole, which has another length
+
+
+def test_a_step_of_no_length_is_left_out():
+    """Where a time is repeated nothing happens. A solver that took the step would divide 0 by 0 there."""
+    solver = DPMSolverPP2M(SCHEDULE, 0.0)
+    ts = time_grid(SCHEDULE, 5)
+    repeated = jnp.concatenate([ts, ts[-1:], ts[-1:]])
+    end = sample(solver, EPS, X, ts, jr.key(0))
+    np.testing.assert_array_equal(sample(solver, EPS, X, repeated, jr.key(0)), end)
+    kernel, _ = solver.kernel(EPS, X, ts[-1], ts[-1], solver.init(X))
+    assert np.isnan(kernel.mean).any()
 
 
 def test_unit_noise_is_white():
