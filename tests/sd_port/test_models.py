@@ -127,30 +127,30 @@ def test_text_encoder(config):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_half_precision(dtype):
-    """Parameters and activations of 16 bits: the output has their dtype and is near that of float32."""
-    # Weights shaken less: those above enlarge a rounding until torch's own bfloat16 is 2% off.
-    unet, vae = torch_unet(SMALL_UNET, size=0.02), torch_vae(SMALL_VAE, size=0.02)
-    text = torch_text(SMALL_TEXT, size=0.02)
+    """Parameters and activations of 16 bits: the output has their dtype, and is as near to float32 as torch's is."""
+    half = {jnp.bfloat16: torch.bfloat16, jnp.float16: torch.float16}[dtype]
     policy = {"dtype": dtype, "param_dtype": dtype}
+    unet, vae, text = torch_unet(SMALL_UNET, size=0.02), torch_vae(SMALL_VAE, size=0.02), torch_text(SMALL_TEXT)
     x, context, t = normal(2, 8, 8, 4), normal(2, 77, 24), np.array([981, 7])
-    image, tokens = normal(2, 16, 16, 3), rng.integers(0, 600, (2, 77))
-    with torch.no_grad():
-        noise = to_nhwc(unet(to_nchw(x), torch.tensor(t), torch.tensor(context)).sample)
-        mean = to_nhwc(vae.encode(to_nchw(image)).latent_dist.mean)
-        decoded = to_nhwc(vae.decode(to_nchw(mean)).sample)
-        states = text(torch.tensor(tokens)).last_hidden_state.numpy()
-    ours = vae_like(vae, SMALL_VAE, **policy)
-    results = [
-        (predict(unet_like(unet, SMALL_UNET, **policy), x, t, context), noise),
-        (call(ours, jnp.asarray(mean), method="decode"), decoded),
-        (call(text_like(text, SMALL_TEXT, **policy), jnp.asarray(tokens)), states),
-    ]
-    for got, expected in results:
-        assert got.dtype == dtype
-        assert PARITY_32 < distance(got, expected) < PARITY_16
-    posterior = call(ours, jnp.asarray(image), method="encode")
-    assert posterior.mean.dtype == jnp.float32
-    assert distance(posterior.mean, mean) < PARITY_16
+    latent, tokens = normal(2, 8, 8, 4), rng.integers(0, 600, (2, 77))
+    our_vae = vae_like(vae, SMALL_VAE, **policy)
+    assert jax.eval_shape(our_vae.encode, jnp.zeros((1, 16, 16, 3))).mean.dtype == jnp.float32
+    got = (
+        predict(unet_like(unet, SMALL_UNET, **policy), x, t, context),
+        call(our_vae, jnp.asarray(latent), method="decode"),
+        call(text_like(text, SMALL_TEXT, **policy), jnp.asarray(tokens)),
+    )
+
+    def theirs(kind: torch.dtype) -> list[np.ndarray]:
+        with torch.no_grad():
+            noise = unet.to(kind)(to_nchw(x).to(kind), torch.tensor(t), torch.tensor(context).to(kind)).sample
+            image = vae.to(kind).decode(to_nchw(latent).to(kind)).sample
+            return [to_nhwc(noise), to_nhwc(image), text.to(kind)(torch.tensor(tokens))[0].float().numpy()]
+
+    for ours, wide, narrow in zip(got, theirs(torch.float32), theirs(half), strict=True):
+        assert ours.dtype == dtype
+        # A decoder of small random weights is badly conditioned: torch's own bfloat16 is 2% off there.
+        assert PARITY_32 < distance(ours, wide) < max(PARITY_16, 1.5 * distance(narrow, wide))
 
 
 def test_parameters_and_activations_apart():

@@ -157,7 +157,7 @@ def test_nothing_is_left_of_a_failure(written, tmp_path, monkeypatch):
 def test_adapters_are_not_written(written, tmp_path):
     components = read(written / "plain")
     layer = components.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
-    layer.lora = LoRA(layer.kernel.shape, 2, rngs=nnx.Rngs(0))
+    layer.lora = LoRA.fresh(layer.kernel.shape, 2, rngs=nnx.Rngs(0))
     assert_is(read(written_again(components, tmp_path / "ours")))
 
 
