@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
@@ -20,8 +20,6 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises ValueError, in one line that names the file, if it cannot be read.
     """
-    from PIL import ImageOps
-
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGBA")

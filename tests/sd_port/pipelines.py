@@ -1,9 +1,7 @@
 """A small random Stable Diffusion as diffusers writes it, and the same opened by both sides."""
 
 import atexit
-import json
 import shutil
-import string
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -13,6 +11,7 @@ from transformers import CLIPTokenizer
 
 from sd_port.pipeline import StableDiffusion
 from tests.sd_port.torch_models import SMALL_TEXT, SMALL_UNET, SMALL_VAE, torch_text, torch_unet, torch_vae
+from tests.sd_port.weights_files import write_tokenizer
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",
@@ -21,17 +20,6 @@ SCHEDULER = {
     "num_train_timesteps": 1000,
     "steps_offset": 1,
 }
-
-
-def write_tokenizer(folder: Path) -> Path:
-    """A vocabulary of single letters, in the files that the Hub has."""
-    letters = list(string.ascii_lowercase)
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
-    return folder
 
 
 @cache
