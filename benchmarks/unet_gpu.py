@@ -409,7 +409,7 @@ def theirs(config: Config) -> Theirs:
         try:
             fast = torch.compile(unet, mode=config.torch_compile, fullgraph=True)
             measured(f"diffusers, torch.compile {config.torch_compile}", fast, config.images[0])
-        except Exception as error:
+        except Exception as error:  # it needs compilers that a machine may lack; the figures so far are kept
             notes.append(f"torch.compile failed, {type(error).__name__}: {str(error).splitlines()[0]}")
     return Theirs(found, notes, output)
 

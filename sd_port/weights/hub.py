@@ -66,7 +66,7 @@ def resolve(path_or_id: str | Path, *, variant: str | None = None) -> Path:
         return _in_cache(repo, "HF_HUB_OFFLINE is set")
     try:
         names = huggingface_hub.HfApi().list_repo_files(repo)
-    except Exception as error:  # whatever the network does; a copy in the cache is good enough
+    except Exception as error:  # a refused connection is an error of whatever HTTP library the Hub's uses, no OSError
         return _in_cache(repo, _first_line(error))
     try:
         patterns = needed(names, variant)
@@ -74,7 +74,7 @@ def resolve(path_or_id: str | Path, *, variant: str | None = None) -> Path:
         raise ValueError(f"{repo}: {error}") from None
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
-    except Exception as error:
+    except Exception as error:  # the same
         raise OSError(f"{repo}: the download failed: {_first_line(error)}") from None
 
 
@@ -128,7 +128,7 @@ def _in_cache(repo: str, why: str) -> Path:
     first = ["model_index.json", "config.json"]
     try:
         return Path(huggingface_hub.snapshot_download(repo, local_files_only=True, allow_patterns=first))
-    except Exception:
+    except (OSError, ValueError):  # not there, and what is no id
         raise OSError(
             f"{repo}: no such folder here, not in the Hub's cache, and not to be had from the Hub: {why}"
         ) from None

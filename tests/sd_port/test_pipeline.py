@@ -34,6 +34,19 @@ def eps_fn(pipe: StableDiffusion, guidance=GUIDANCE, **options):
     return pipe.noise_fn(pipe.embed(PROMPTS), pipe.embed([NEGATIVE]), guidance, batch=2, **options)
 
 
+def request() -> dict:
+    """What diffusers' pipeline is asked for."""
+    return {
+        "prompt": PROMPTS,
+        "negative_prompt": [NEGATIVE] * 2,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "latents": to_nchw(start()),
+        "height": 64,
+        "width": 64,
+    }
+
+
 @jax.jit
 def at(eps, x, t):
     """eps(x, t), compiled once for all weights, texts and scales."""
@@ -48,13 +61,7 @@ def diffusers_latents(scheduler, noise, monkeypatch, **options) -> np.ndarray:
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(drawn))
     monkeypatch.setattr(pipe, "scheduler", scheduler)
     result = pipe(
-        PROMPTS,
-        negative_prompt=[NEGATIVE] * 2,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        latents=to_nchw(start()),
-        height=64,
-        width=64,
+        **request(),
         output_type="latent",
         **options,
     )
@@ -88,13 +95,7 @@ def test_generated_images_are_those_of_diffusers():
     """generate, from text to pixels: embed, sample, decode."""
     pipe = ours()
     expected = theirs()(
-        PROMPTS,
-        negative_prompt=[NEGATIVE] * 2,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        latents=to_nchw(start()),
-        height=64,
-        width=64,
+        **request(),
         output_type="np",
     ).images
     got = pipe.generate(
