@@ -6,6 +6,9 @@ BIN := .venv/bin
 
 demo: .venv/demo
 	$(BIN)/theory-check
+	mkdir -p out
+	$(BIN)/toy-figures --tiny --only priors --out out/toys-tiny
+	$(BIN)/sd-edit demo --out out/demo.png
 
 test: .venv/test
 	$(BIN)/pytest

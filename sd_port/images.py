@@ -1,9 +1,9 @@
 """Images in and out: float32 in [0, 1], (height, width, 3), beside the files that people look at."""
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,52 @@ from jax.typing import ArrayLike
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from theory.files import write_whole
+
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(height, width, 3) float32 in [0, 1]; transparency is put on white, a camera's rotation is applied.
+    """(height, width, 3) float32 in [0, 1]; a camera's rotation is applied, transparency is put on white.
 
-    Raises ValueError, in one line that names the file, if it cannot be read.
+    Warns where something is lost: transparency, and all that is finer than 8 bits. Raises ValueError, in one line that
+    names the file, if it cannot be read.
     """
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode in ("F", "I"):
+            raise ValueError(f"{path}: holds numbers of no known range; save it with 8 or 16 bits a channel")
+        if image.mode.startswith("I;16"):
+            warnings.warn(f"{path}: read with 8 of its 16 bits", stacklevel=2)
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            warnings.warn(f"{path}: what is transparent becomes white", stacklevel=2)
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"), np.float32) / 255
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """(height, width), 1 where it is white. Raises ValueError, naming the file, if it cannot be read."""
+    with _opened(path) as file:
+        return (np.asarray(ImageOps.exif_transpose(file).convert("L")) > 127).astype(np.float32)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) as `read_image` returns it, from the file's header alone."""
+    with _opened(path) as file:
+        width, height = file.size
+        return (width, height) if file.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            yield file
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
-    white = Image.new("RGBA", image.size, "white")
-    return np.asarray(Image.alpha_composite(white, image).convert("RGB"), np.float32) / 255
 
 
 def to_pil(image: ArrayLike) -> Image.Image:
@@ -36,18 +67,9 @@ def to_pil(image: ArrayLike) -> Image.Image:
 
 def write_png(path: str | Path, image: ArrayLike, record: Mapping[str, Any]) -> None:
     """Writes the image with what is needed to make it again, as JSON. The file appears whole or not at all."""
-    path = Path(path)
     info = PngInfo()
     info.add_itxt(RECORD, json.dumps(record, ensure_ascii=False))
-    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            to_pil(image).save(file, format="PNG", pnginfo=info)
-        os.chmod(temporary, 0o644)  # mkstemp's file is for its owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=info))
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

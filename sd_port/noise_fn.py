@@ -1,12 +1,13 @@
 """The UNet, its text, guidance and adapters as a noise prediction eps(x, t) of the theory.
 
 The only place that knows integer timesteps: timestep k of N stands at t = (k + 1) / N, so k = N t - 1. Everything that
-may change without a new compilation is an array inside the Partial: weights, text, guidance_scale, lora_scale.
+may change without a new compilation is an array inside the Partial: weights, text, guidance_scale, lora_scale, and
+how these two change with time (`Ramp`).
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,16 @@ Context = Float[Array, "#texts _ _"]  # (1 or batch, tokens, features)
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
+class Ramp(NamedTuple):
+    """A scale that changes with time: `values` at increasing `times`, straight lines between, constant outside."""
+
+    times: Float[Array, " n"]
+    values: Float[Array, " n"]
+
+
+Scale = ArrayLike | Ramp
+
+
 @dataclass(frozen=True)
 class _Network:
     """What is static about the network: hashable, so that two equal ones share a compiled program."""
@@ -36,22 +47,30 @@ class _Network:
     def __call__(
         self,
         weights: nnx.State,
-        text_kv: UNetKV,
-        guidance_scale: Float[Array, ""] | None,
-        lora_scale: Float[Array, ""],
+        text_kv: tuple[UNetKV, UNetKV | None],
+        guidance_scale: Float[Array, ""] | Ramp | None,
+        lora_scale: Float[Array, ""] | Ramp,
         condition: Image | None,
         x: Image,
         t: Float[Array, ""],
     ) -> Image:
-        unet = nnx.merge(self.graph, scale_adapters(weights, lora_scale))
+        strength = _at(lora_scale, t)
+        unet = nnx.merge(self.graph, scale_adapters(weights, strength))
+        kv, change = text_kv
+        if change is not None:  # keys and values are linear in the text, and so in the scale of their adapters
+            kv = jax.tree.map(lambda without, more: without + (strength * more).astype(without.dtype), kv, change)
         channels = x if condition is None else jnp.concatenate([x, condition], axis=-1)
         timestep = self.schedule.steps * t - 1
         # The two passes of guidance lie side by side, so that a batch that is split over devices stays so.
         doubled = channels if guidance_scale is None else jnp.repeat(channels, 2, axis=0)
-        output = unet(doubled, timestep[None], text_kv).astype(x.dtype)
+        output = unet(doubled, timestep[None], kv).astype(x.dtype)
         if guidance_scale is not None:
-            output = guide(output[0::2], output[1::2], guidance_scale.astype(x.dtype))
+            output = guide(output[0::2], output[1::2], _at(guidance_scale, t).astype(x.dtype))
         return output if self.prediction_type == "epsilon" else eps_from_v(self.schedule, x, output, t)
+
+
+def _at(scale: Float[Array, ""] | Ramp, t: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.interp(t, scale.times, scale.values) if isinstance(scale, Ramp) else scale
 
 
 def scale_adapters(weights: nnx.State, lora_scale: Float[Array, ""]) -> nnx.State:
@@ -71,25 +90,34 @@ def unet_noise_fn(
     batch: int,
     context: Context,
     null_context: Context | None = None,
-    guidance_scale: ArrayLike = 1.0,
-    lora_scale: ArrayLike = 1.0,
+    guidance_scale: Scale = 1.0,
+    lora_scale: Scale = 1.0,
     condition: Image | None = None,
 ) -> NoiseFn:
     """eps(x, t) for latents x of shape (batch, height, width, channels) and one time t for all of them.
 
     context: what `CLIPTextModel` makes of the prompts, (1 or batch, tokens, features). Classifier-free guidance is
     `theory.predictions.guide` between null_context and context; without a null_context the network is asked once,
-    not twice. condition: channels that are put after those of x, (batch, height, width, channels), for inpainting.
-    A prediction of v becomes one of eps.
+    not twice. Both scales may be a `Ramp` of t. condition: channels that are put after those of x, (batch, height,
+    width, channels), for inpainting. A prediction of v becomes one of eps.
     """
     graph, weights = nnx.split(unet)
     texts = [context] if null_context is None else [null_context, context]
     pairs = jnp.stack([jnp.broadcast_to(text, (batch, *text.shape[1:])) for text in texts], axis=1)
-    scale = jnp.asarray(lora_scale, jnp.float32)
-    text_kv = _text_kv(graph, weights, pairs.reshape(-1, *pairs.shape[2:]), scale)
-    guidance = None if null_context is None else jnp.asarray(guidance_scale, jnp.float32)
+    texts_kv = partial(_text_kv, graph, weights, pairs.reshape(-1, *pairs.shape[2:]))
+    lora = _float32(lora_scale)
+    if isinstance(lora, Ramp):
+        without, whole = texts_kv(jnp.float32(0)), texts_kv(jnp.float32(1))
+        text_kv = without, jax.tree.map(jnp.subtract, whole, without)
+    else:
+        text_kv = texts_kv(lora), None
+    guidance = None if null_context is None else _float32(guidance_scale)
     network = _Network(graph, schedule, prediction_type)
-    return Partial(network, weights, text_kv, guidance, scale, condition)
+    return Partial(network, weights, text_kv, guidance, lora, condition)
+
+
+def _float32(scale: Scale) -> Float[Array, ""] | Ramp:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), scale)
 
 
 @partial(jax.jit, static_argnums=0)

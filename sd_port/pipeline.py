@@ -18,7 +18,7 @@ from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.layers import Image, Tokens
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
-from sd_port.noise_fn import Context, scale_adapters, unet_noise_fn
+from sd_port.noise_fn import Context, Scale, scale_adapters, unet_noise_fn
 from sd_port.scheduler import Scheduler
 from sd_port.tokenizer import ClipTokenizer
 from sd_port.weights.lora_files import attach, detach, read_lora
@@ -111,10 +111,15 @@ class StableDiffusion:
 
     def encode(self, image: Image, key: PRNGKey | None = None) -> Image:
         """Latents of images: the mean of the VAE's posterior, or with a key a draw from it."""
+        mean, std = self.posterior(image)
+        return mean if key is None else mean + std * jr.normal(key, std.shape, jnp.float32)
+
+    def posterior(self, image: Image) -> tuple[Image, Image]:
+        """Mean and standard deviation of the latents of images."""
         _check_size(image.shape[1], image.shape[2], self.vae.config.factor)
         posterior = _run(self.vae, "encode", 1.0, self._split(2 * image.astype(jnp.float32) - 1))
-        noise = 0 if key is None else posterior.std * jr.normal(key, posterior.std.shape, jnp.float32)
-        return (posterior.mean + noise) * self.vae.config.scaling_factor
+        factor = self.vae.config.scaling_factor
+        return posterior.mean * factor, posterior.std * factor
 
     def decode(self, latent: Image) -> Image:
         """Images of latents, clipped to [0, 1]."""
@@ -125,8 +130,8 @@ class StableDiffusion:
         self,
         context: Context,
         null_context: Context | None = None,
-        guidance_scale: ArrayLike = 1.0,
-        lora_scale: ArrayLike = 1.0,
+        guidance_scale: Scale = 1.0,
+        lora_scale: Scale = 1.0,
         *,
         batch: int = 1,
         condition: Image | None = None,

@@ -1,4 +1,9 @@
-"""The directions of dependence, read from the syntax trees: toys -> theory <- sd_port, and nothing else."""
+"""The directions of dependence, read from the syntax trees: toys -> theory <- sd_port, and nothing else but
+
+    sd_port.experiments -> toys.{runner, store, results, style},
+
+which make, keep, tabulate and draw experiments, and themselves know nothing of the toys.
+"""
 
 import ast
 import sys
@@ -9,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NUMERICS = {"jax", "numpy", "scipy", "jaxtyping"}
 COMMAND_LINE = {"rich", "tyro", "matplotlib"}
+SHARED = {"toys.runner", "toys.store", "toys.results", "toys.style"}  # what sd_port.experiments may import of toys
 LOOPS = {"scan", "fori_loop", "while_loop", "map", "associative_scan"}
 
 STEPPING = {"theory/solve.py", "theory/chains.py"}
@@ -28,13 +34,21 @@ def imports(tree: ast.AST) -> set[str]:
     return names
 
 
-def forbidden_imports(tree: ast.AST, package: str, module: str) -> set[str]:
-    """Top-level packages that this module may not import."""
-    used = {name.split(".")[0] for name in imports(tree)}
+def forbidden_imports(tree: ast.AST, module: str) -> set[str]:
+    """Top-level packages that this module, such as toys/drag.py, may not import."""
+    names, package = imports(tree), module.split("/")[0]
+    used = {name.split(".")[0] for name in names}
     if package == "theory":
-        allowed = {"theory"} | NUMERICS | (COMMAND_LINE if module == "__main__.py" else set())
+        allowed = {"theory"} | NUMERICS | (COMMAND_LINE if module == "theory/__main__.py" else set())
         return used - allowed - sys.stdlib_module_names
+    if module.startswith("sd_port/experiments/") and not toys_beyond(names, SHARED):
+        used -= {"toys"}
     return used & ({"toys", "sd_port"} - {package})
+
+
+def toys_beyond(names: set[str], shared: set[str]) -> set[str]:
+    """The names of toys that are none of these modules, nor in them."""
+    return {name for name in names if name.split(".")[0] == "toys" and ".".join(name.split(".")[:2]) not in shared}
 
 
 def calls(tree: ast.AST, name: str) -> bool:
@@ -68,9 +82,15 @@ def loops_over_steps(tree: ast.AST) -> list[int]:
 
 @every_module
 def test_imports_point_one_way(path):
-    """theory needs nothing but numerics; toys and sd_port do not know each other."""
-    package, tree = path.relative_to(ROOT).parts[0], ast.parse(path.read_text())
-    assert forbidden_imports(tree, package, path.name) == set()
+    """theory needs nothing but numerics; toys and sd_port do not know each other, but for what experiments share."""
+    assert forbidden_imports(ast.parse(path.read_text()), path.relative_to(ROOT).as_posix()) == set()
+
+
+@pytest.mark.parametrize("module", sorted(SHARED))
+def test_what_is_shared_knows_no_toy(module):
+    """The runner, the store, results and style import each other alone of toys."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    assert toys_beyond(imports(tree), SHARED | {"toys"}) == set()
 
 
 @every_module
@@ -91,19 +111,29 @@ def draws(tree: ast.AST) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("package", "module", "source", "expected"),
+    ("module", "source", "expected"),
     [
-        ("theory", "solvers.py", "import flax.nnx as nnx\nimport math", {"flax"}),
-        ("theory", "solve.py", "def f():\n    from sd_port.pipeline import x", {"sd_port"}),
-        ("theory", "figures.py", "import matplotlib.pyplot as plt", {"matplotlib"}),
-        ("theory", "__main__.py", "import matplotlib.pyplot as plt, toys", {"toys"}),
-        ("toys", "a.py", "import sd_port.lora\nimport flax, theory.solve", {"sd_port"}),
-        ("sd_port", "a.py", "from toys import figure\nfrom PIL import Image", {"toys"}),
+        ("theory/solvers.py", "import flax.nnx as nnx\nimport math", {"flax"}),
+        ("theory/solve.py", "def f():\n    from sd_port.pipeline import x", {"sd_port"}),
+        ("theory/figures.py", "import matplotlib.pyplot as plt", {"matplotlib"}),
+        ("theory/__main__.py", "import matplotlib.pyplot as plt, toys", {"toys"}),
+        ("toys/a.py", "import sd_port.lora\nimport flax, theory.solve", {"sd_port"}),
+        ("sd_port/a.py", "from toys import figure\nfrom PIL import Image", {"toys"}),
+        ("sd_port/edits/a.py", "from toys.results import Row", {"toys"}),
+        ("sd_port/experiments/a.py", "from toys.results import Row\nimport toys.style", set()),
+        ("sd_port/experiments/a.py", "from toys.results import Row\nfrom toys.drag import places", {"toys"}),
+        ("sd_port/experiments/a.py", "import toys", {"toys"}),
+        ("toys/runner.py", "from sd_port.experiments import dragging", {"sd_port"}),
     ],
 )
-def test_wrong_imports_are_seen(package, module, source, expected):
+def test_wrong_imports_are_seen(module, source, expected):
     """Negative control of the import rules."""
-    assert forbidden_imports(ast.parse(source), package, module) == expected
+    assert forbidden_imports(ast.parse(source), module) == expected
+
+
+def test_a_toy_in_what_is_shared_is_seen():
+    names = imports(ast.parse("from toys import store\nfrom toys.drag import places"))
+    assert toys_beyond(names, SHARED | {"toys"}) == {"toys.drag", "toys.drag.places"}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from theory.checks import Check, Study, paper_problem
 from theory.compilations import keep_compilations
 from theory.contraction import contraction_curve
 from theory.controls import CONTROLS
+from theory.files import write_whole
 from theory.inequalities import log_sobolev
 from theory.mixtures import GaussianMixture, mixture
 from theory.problems import Problem, problem
@@ -94,10 +92,10 @@ def run(args: Args) -> int:
     checks = _control(given, names) if args.controls else _verify(given, names)
     _print(checks, args.controls)
     if args.json:
-        _write(args.json, lambda file: file.write(json.dumps(_report(given, checks), indent=1).encode()))
+        write_whole(args.json, lambda file: file.write(json.dumps(_report(given, checks), indent=1).encode()))
     if args.plot:
         figure = draw(given)
-        _write(args.plot, lambda file, kind=args.plot.suffix[1:]: figure.savefig(file, format=kind, dpi=160))
+        write_whole(args.plot, lambda file, kind=args.plot.suffix[1:]: figure.savefig(file, format=kind, dpi=160))
     held = [check.passed != args.controls for group in checks.values() for check in group]
     return 0 if all(held) else 1
 
@@ -226,18 +224,6 @@ def _report(given: Problem, checks: dict[str, list[Check]]) -> dict[str, Any]:
             for check in group
         ],
     }
-
-
-def _write(path: Path, write: Callable[[Any], object]) -> None:
-    """Writes under a temporary name and renames, so that an interrupted run leaves nothing half-written."""
-    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def draw(given: Problem):

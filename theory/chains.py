@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from theory.contraction import sde_cover
@@ -27,25 +28,35 @@ class Moments(NamedTuple):
 
 @jax.jit
 def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times) -> Moments:
-    """The laws of a one-step solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts.
+    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts.
 
-    The exact noise prediction is affine, so the kernel's mean is too: m <- mean(m), C <- A C A^T + std² I with A its
-    Jacobian. Any one-step solver, any dimension.
+    The exact noise prediction is affine, so a step is too: m <- f(m), C <- A C A^T + std² I with A the Jacobian of f.
+    x and what the solver remembers have a joint Gaussian law, so multistep solvers are no exception. Any dimension.
+    Steps of no length change nothing: grids of one length, filled up with their last time, compile once.
     """
     eps_fn = noise_fn(problem.target, problem.schedule)
+    mean, covariance = moments
+    d = len(mean)
+    remembered, unravel = ravel_pytree(solver.init(mean))
+    size = d + len(remembered)
+    joint = Moments(jnp.concatenate([mean, remembered]), jnp.zeros((size, size)).at[:d, :d].set(covariance))
 
     def step(law: Moments, times: tuple[Time, Time]) -> tuple[Moments, Moments]:
         t, s = times
 
-        def mean(x):
-            return solver.kernel(eps_fn, x, t, s, solver.init(x))[0].mean
+        def advance(joint):
+            q, state = solver.kernel(eps_fn, joint[:d], t, s, unravel(joint[d:]))
+            return jnp.concatenate([q.mean, ravel_pytree(state)[0]]), q.std
 
-        A = jax.jacfwd(mean)(law.mean)
-        std = solver.kernel(eps_fn, law.mean, t, s, solver.init(law.mean))[0].std
-        law = Moments(mean(law.mean), A @ law.covariance @ A.T + std**2 * jnp.eye(len(law.mean)))
-        return law, law
+        A, std = jax.jacfwd(advance, has_aux=True)(law.mean)
+        # Memory that was never filled (an infinite last step) has no part in the next one.
+        A = jnp.where(jnp.isfinite(law.mean)[None], A, 0.0)
+        noise = jnp.zeros(size).at[:d].set(std**2)
+        after = Moments(advance(law.mean)[0], A @ law.covariance @ A.T + jnp.diag(noise))
+        law = jax.tree.map(lambda new, old: jnp.where(t == s, old, new), after, law)
+        return law, Moments(law.mean[:d], law.covariance[:d, :d])
 
-    _, laws = jax.lax.scan(step, moments, (ts[:-1], ts[1:]))
+    _, laws = jax.lax.scan(step, joint, (ts[:-1], ts[1:]))
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), moments, laws)
 
 

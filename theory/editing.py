@@ -17,7 +17,7 @@ from jaxtyping import Array, Shaped
 
 from theory.processes import forward_path
 from theory.solve import Constraint, invert, record, replay, sample
-from theory.types import NoiseFn, PRNGKey, Solver, Times, X
+from theory.types import Noise, NoiseFn, PRNGKey, Solver, Times, X
 
 Latent = Literal["noise", "invert", "cycle"]
 
@@ -25,6 +25,11 @@ Latent = Literal["noise", "invert", "cycle"]
 def unchanged(x: X) -> X:
     """The manipulation that does nothing: what comes back is the reconstruction."""
     return x
+
+
+def replayed(noise: Noise) -> Noise:
+    """The recorded noise as it is, which is Cycle-SDE as published."""
+    return noise
 
 
 def edit(
@@ -37,13 +42,16 @@ def edit(
     *,
     latent: Latent,
     manipulate: Callable[[X], X] = unchanged,
+    manipulate_noise: Callable[[Noise], Noise] = replayed,
     mask: Shaped[Array, "*#x"] | None = None,
+    batch_size: int | None = None,
 ) -> X:
     """Edits x0, which stands at ts[-1]: the latent at ts[0] is reached, manipulated and solved back.
 
     source_eps describes x0 and is used on the way up and for recording; target_eps describes the result and is used
     on the way back (the same function unless the edit changes the prompt). Where the mask is 0, every time of the
     way back is set to the way up, so x0 returns there exactly. Shapes: x0 and the result (*x), mask broadcasts.
+    manipulate_noise changes the noise that "cycle" recorded, (steps, *x); batch_size is that of `theory.solve.record`.
 
     Raises ValueError for an unknown latent and for a solver that does not fit it: "invert" needs an ODE solver,
     "cycle" a stochastic one and ts[-1] > 0.
@@ -53,7 +61,7 @@ def edit(
     path_key, back_key = jr.split(key)
     inverting = latent == "invert"
     path = invert(solver, source_eps, x0, ts) if inverting else forward_path(solver.schedule, x0, ts, path_key)
-    noise = record(solver, source_eps, path, ts) if latent == "cycle" else None
+    noise = record(solver, source_eps, path, ts, batch_size=batch_size) if latent == "cycle" else None
 
     x = manipulate(path[0])
     constraint = None if mask is None else Constraint(jnp.asarray(mask, x.dtype), path)
@@ -61,4 +69,4 @@ def edit(
         x = constraint.apply(x, path[0])
     if noise is None:
         return sample(solver, target_eps, x, ts, back_key, constraint)
-    return replay(solver, target_eps, x, ts, noise, constraint)[-1]
+    return replay(solver, target_eps, x, ts, manipulate_noise(noise), constraint)[-1]

@@ -66,3 +66,17 @@ class Curve(NamedTuple):
     dirichlet: Estimate
     mass: Array
     mode_weights: Array
+
+
+class InexactCurve(NamedTuple):
+    """What an inexact score makes of a law, on a grid of times; estimates of shape (times,).
+
+    dKL/dtau = -lam²/2 g² fisher + (1 + lam²)/2 g² error, tau running backwards: `fisher` is E_p~ |grad log h|², and
+    `error` is E_p~ [e . grad log h] with e what is added to the score. `mode_weights` as in `Curve`, (times, k).
+    """
+
+    ts: Times
+    kl: Estimate
+    fisher: Estimate
+    error: Estimate
+    mode_weights: Array

@@ -1,1 +1,1 @@
-"""Toy experiments and the paper's figures, on top of `theory`; one module per experiment."""
+"""The toy experiments: each a module with `Config`, `run(config) -> Arrays`, `plot(arrays)` and `rows(arrays)`."""

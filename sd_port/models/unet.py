@@ -178,6 +178,14 @@ class UNet(nnx.Module):
 
     def __call__(self, x: Image, timesteps: Timesteps, text_kv: UNetKV) -> Image:
         """timesteps: (batch,) or (1,), the integers of training, 0 to 999, or anything between."""
+        x = self.features(x, timesteps, text_kv, len(self.up_blocks))
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+    def features(self, x: Image, timesteps: Timesteps, text_kv: UNetKV, up_blocks: int) -> Image:
+        """What stands after this many blocks of the way up: (batch, height, width, channels) of that level's size.
+
+        Points of two pictures that look alike have like features (Tang et al. 2023, arXiv 2306.03881).
+        """
         config = self.config
         waves = sinusoids(
             timesteps,
@@ -193,6 +201,6 @@ class UNet(nnx.Module):
             x, left = block(x, time, kv)
             skips += left
         x = self.mid_block(x, time, text_kv.mid)
-        for block, kv in zip(self.up_blocks, text_kv.up, strict=True):
+        for block, kv in list(zip(self.up_blocks, text_kv.up, strict=True))[:up_blocks]:
             x = block(x, skips, time, kv)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return x

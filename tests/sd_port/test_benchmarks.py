@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import unet_cpu, unet_gpu
+from benchmarks import drag, unet_cpu, unet_gpu
 from sd_port.models.config import UNetConfig
 from tests.tolerances import PARITY_32
 
@@ -81,3 +81,24 @@ def test_flops():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             theirs(torch.zeros(1, 4, 64, 64), torch.ones(1), torch.zeros(1, 77, 768))
     assert unet_gpu.flops(UNetConfig.from_json(raw), 64, 77) == counter.get_total_flops()
+
+
+def test_drag(tmp_path, monkeypatch):
+    """Ours returns what the torch loop returns, which asks the network as often as is said; or the script fails."""
+    asked, forward = [], UNet2DConditionModel.forward
+
+    def counted(self, x, *args, **kwargs):
+        asked.append(len(x))
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    config = drag.Config(repeats=1, threads=torch.get_num_threads(), tiny=True, json=tmp_path / "drag.json")
+    results = {one.name: one for one in drag.main(config)}
+    assert set(results) == {"torch's times", "paper", "fast", "draft", "torch"}
+    assert all(one.seconds > 0 and one.ratio is not None and one.ratio > 0 for one in results.values())
+    assert results["torch"].ratio == 1 and 2 * results["torch"].evaluations == sum(asked)
+    written = json.loads((tmp_path / "drag.json").read_text())
+    assert [one["name"] for one in written["results"]] == list(results)
+    monkeypatch.setattr(drag, "TOLERANCE", 1e-9)
+    with pytest.raises(RuntimeError, match="from the torch loop"):
+        drag.main(config)

@@ -7,10 +7,9 @@ import warnings
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
 from sd_port.__main__ import main
-from sd_port.images import read_image, read_record, to_pil, write_png
+from sd_port.images import read_image, read_record
 from sd_port.models.layers import LoRA
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights import hub
@@ -115,24 +114,8 @@ def test_long_prompts_are_said_to_be_cut(tmp_path, capsys):
 
 def test_models(capsys, monkeypatch):
     """Known ids, and what lies in the cache, its own ids included."""
-    monkeypatch.setattr("sd_port.__main__.cached", lambda: [hub.Cached("me/mine", folder(), 2**30)])
+    monkeypatch.setattr("sd_port.commands.models.cached", lambda: [hub.Cached("me/mine", folder(), 2**30)])
     main(["models"])
     out = capsys.readouterr().out
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in out
     assert "me/mine" in out and "1.0 GiB" in out
-
-
-def test_images_come_back(tmp_path):
-    """8-bit values survive writing and reading; transparency is put on white; a file that is no image is named."""
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)) / 255
-    write_png(tmp_path / "x.png", image, {"name": "é"})
-    np.testing.assert_allclose(read_image(tmp_path / "x.png"), image, atol=1e-6)
-    assert read_record(tmp_path / "x.png") == {"name": "é"}
-    assert to_pil(np.array([[[2.0, -1.0, 0.5]]])).getpixel((0, 0)) == (255, 0, 128)
-    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png").min() == 1
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png"):
-        read_image(tmp_path / "text.png")
-    with pytest.raises(ValueError, match=r"clear\.png"):
-        read_record(tmp_path / "clear.png")

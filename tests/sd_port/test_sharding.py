@@ -24,6 +24,14 @@ assert len({shard.device for shard in shards}) == 8 and {shard.data.shape[0] for
 assert len(jax.tree.leaves(pipe.unet)[0].addressable_shards) == 8
 np.testing.assert_allclose(eight, one, atol=1e-4)
 assert np.abs(np.asarray(one[0]) - np.asarray(one[1])).max() > 1e-2  # eight pictures, not one
+
+from sd_port.edits import Drag, DragConfig, drag_many
+config = DragConfig(steps=2, t0=0.3, radius=1, guidance=(2.0, 2.0), follow=True)
+drags = [Drag(np.asarray(image), [[2, 8]], [[12, 8]], None, "a boat") for image in one]
+alone = drag_many(StableDiffusion.load(sys.argv[1]), drags, config, key=jax.random.key(1))
+spread = drag_many(pipe, drags, config, key=jax.random.key(1))
+for a, b in zip(alone, spread, strict=True):
+    np.testing.assert_allclose(a.image, b.image, atol=1e-4)
 print("equal")
 """
 

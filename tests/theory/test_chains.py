@@ -15,7 +15,7 @@ from theory.divergences import gaussian_kl
 from theory.mixtures import gaussian, noise_fn
 from theory.problems import Problem
 from theory.solve import sample, time_grid
-from theory.solvers import DDIM, EulerMaruyama, Heun
+from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 
 SOLVERS = {
     "DDIM(1)": DDIM(BETA, 1.0),
@@ -23,6 +23,8 @@ SOLVERS = {
     "DDIM(0)": DDIM(BETA, 0.0),
     "EulerMaruyama(1)": EulerMaruyama(BETA, 1.0),
     "Heun": Heun(BETA),
+    "DPMSolverPP2M(0)": DPMSolverPP2M(BETA, 0.0),
+    "DPMSolverPP2M(1)": DPMSolverPP2M(BETA, 1.0),
 }
 
 
@@ -55,6 +57,16 @@ def test_gaussian_chain_against_monte_carlo(name):
     assert_moments(draws, end_of_chain(solver, given, ts))
     with pytest.raises(AssertionError):
         assert_moments(draws, end_of_chain(solver, given, time_grid(BETA, 5, end=0.05)))
+
+
+@pytest.mark.parametrize("name", ["DDIM(1)", "DPMSolverPP2M(1)"])
+def test_steps_of_no_length_change_nothing(name):
+    """A grid filled up with its last time, even where that is 0."""
+    given, solver = pair(), SOLVERS[name]
+    ts = time_grid(BETA, 4)
+    filled = jnp.concatenate([ts, jnp.zeros(3)])
+    for expected, found in zip(end_of_chain(solver, given, ts), end_of_chain(solver, given, filled), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -1,0 +1,1 @@
+"""Drags on a whole set of pictures, and their scores."""

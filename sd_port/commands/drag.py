@@ -1,0 +1,77 @@
+"""sd-edit drag: SDE-Drag and ODE-Drag on files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+
+from sd_port.commands.drag_options import DragOptions
+from sd_port.commands.edit import EditCommand
+from sd_port.commands.options import new_file
+from sd_port.edits.canvas import EditResult
+from sd_port.edits.drag import Drag, drag_many
+from sd_port.images import to_pil
+from sd_port.lora import train_lora
+from theory.files import write_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class DragCommand(EditCommand, DragOptions):
+    """Drags what is at some points of a picture to others: SDE-Drag, or ODE-Drag.
+
+    sd-edit drag sea.png --source 20 40 --target 44 40 --prompt "a red boat"
+    """
+
+    name = "drag"
+
+    source: tuple[tuple[int, int], ...] = ()
+    """Points x y in pixels, from the upper left corner: where things are."""
+    target: tuple[tuple[int, int], ...] = ()
+    """As many points x y: where they are to go."""
+    save_frames: Path | None = None
+    """A GIF of the picture after every operation."""
+
+    def check(self) -> None:
+        super().check()
+        self.config(self.model)
+        if self.lora_steps and self.lora is not None:
+            raise ValueError("--lora-steps trains adapters, and --lora brings some: give one of the two")
+        if self.lora_steps and self.batch is not None and self.batch_size != 1:
+            raise ValueError("--lora-steps trains on one picture: with --batch give --batch-size 1")
+        if self.save_frames is not None:
+            new_file("--save-frames", self.save_frames, (".gif",))
+            if self.batch is not None:
+                raise ValueError("--save-frames writes one GIF: give it without --batch")
+
+    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        if self.lora_steps:
+            lora_key, key = jr.split(key)
+            settings = self.lora_config()
+            for job in jobs:
+                train_lora(
+                    pipe,
+                    job.image,
+                    job.request.prompt,
+                    settings,
+                    key=lora_key,
+                    progress=lambda done, total, loss: told(done, total),
+                )
+        drags = [
+            Drag(
+                job.image,
+                np.array(job.request.source).reshape(-1, 2),
+                np.array(job.request.target).reshape(-1, 2),
+                job.mask,
+                job.request.prompt,
+            )
+            for job in jobs
+        ]
+        keep_frames = self.save_frames is not None
+        results = drag_many(pipe, drags, self.config(self.model), key=key, progress=told, keep_frames=keep_frames)
+        if self.save_frames is not None:
+            frames = [to_pil(frame) for frame in (jobs[0].image, *results[0].frames)]
+            options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
+            write_whole(self.save_frames, lambda file: frames[0].save(file, format="GIF", **options))
+        return results

@@ -1,0 +1,58 @@
+"""sd-edit lora: adapters for one picture."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import jax.random as jr
+import tyro
+from rich.console import Console
+
+from sd_port.commands.options import Dtype, new_file, progress_bar
+from sd_port.images import read_image
+from sd_port.lora import LoRAConfig, train_lora
+from sd_port.pipeline import StableDiffusion
+from sd_port.weights.lora_files import write_lora
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraCommand:
+    """Trains adapters on one picture, so that edits keep what it shows; diffusers loads the file too."""
+
+    image: Annotated[Path, tyro.conf.Positional]
+    """The picture."""
+    prompt: str = ""
+    """What it shows; give the edit the same."""
+    out: Path = Path("lora.safetensors")
+    """The file to write. Nothing is overwritten."""
+    model: str = "nano"
+    """As in the other commands."""
+    rank: int = 16
+    """Of the adapters."""
+    steps: int = 100
+    """Of AdamW."""
+    learning_rate: float = 2e-4
+    """Of AdamW; smaller models bear larger ones."""
+    batch: int = 1
+    """Draws of noise and time in a step."""
+    seed: int = 0
+    """Same seed, same adapters."""
+    dtype: Dtype = "float32"
+    """Of weights and activations; adapters are float32."""
+
+    def run(self) -> None:
+        """Raises ValueError or OSError for what cannot be done, before anything is written."""
+        new_file("--out", self.out, (".safetensors",))
+        settings = LoRAConfig(self.rank, self.steps, self.learning_rate, self.batch)
+        image = read_image(self.image)
+        with Console(stderr=True).status(f"Loading {self.model}"):
+            pipe = StableDiffusion.load(self.model, dtype=self.dtype)
+        with progress_bar() as progress:
+            task = progress.add_task("Compiling, then training", total=self.steps)
+
+            def told(done: int, total: int, loss: float) -> None:
+                progress.update(task, completed=done, description=f"Training: loss {loss:.4g}")
+
+            train_lora(pipe, image, self.prompt, settings, key=jr.key(self.seed), progress=told)
+        write_lora(self.out, unet=pipe.unet)
+        print(self.out)

@@ -1,0 +1,117 @@
+"""From pictures of any size to latents and back: padding, points, masks, and what an edit returns."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from PIL import Image as PILImage
+
+from sd_port.models.layers import Image
+from sd_port.pipeline import StableDiffusion
+from theory.schedules import DiscreteVP
+from theory.solvers import DDIM, DPMSolverPP2M
+from theory.types import NoiseFn, Solver
+
+Picture = Float[np.ndarray, "_ _ 3"]
+Mask = Float[np.ndarray, "_ _"]
+Points = Int[np.ndarray, "_ 2"]
+
+
+LARGEST = 256 * 256  # cells of a latent: attention over more needs tens of gigabytes
+
+
+class EditResult(NamedTuple):
+    """An edited picture, float32 in [0, 1] and as large as the one that came in, and how it came about."""
+
+    image: Picture
+    latents: Float[np.ndarray, "_ _ _"]
+    frames: list[Picture]  # after every operation of a drag, if they were asked for
+    record: dict[str, Any]  # settings, as JSON: enough to make it again
+
+
+def check_picture(image: np.ndarray, name: str = "image") -> Picture:
+    """Raises ValueError for what is not (height, width, 3) with numbers in [0, 1]."""
+    image = np.asarray(image, np.float32)
+    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(f"{name} must be (height, width, 3), got {image.shape}")
+    if not np.isfinite(image).all():
+        raise ValueError(f"{name} has values that are not finite")
+    if image.min() < 0 or image.max() > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {image.min():.3g} to {image.max():.3g}")
+    return image
+
+
+def check_points(points: ArrayLike, size: tuple[int, int], name: str) -> Points:
+    """[x, y] in pixels. Raises ValueError, naming the first that is not in a picture of this (height, width)."""
+    points = np.asarray(points)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+        raise ValueError(f"{name} must be at least one point [x, y], got {points.tolist()}")
+    if not np.isfinite(points.astype(float)).all():
+        raise ValueError(f"{name} has a point that is not finite: {points.tolist()}")
+    points = points.astype(int)
+    height, width = size
+    for x, y in points:
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"{name} [{x}, {y}] is outside the picture, which is {width} x {height} pixels")
+    return points
+
+
+def check_mask(mask: np.ndarray | None, size: tuple[int, int]) -> Mask:
+    """1 where the picture may change; all of it without a mask. Raises ValueError for another size, and for all 0."""
+    if mask is None:
+        return np.ones(size, np.float32)
+    mask = np.asarray(mask, np.float32)
+    if mask.shape != size:
+        raise ValueError(
+            f"the mask is {mask.shape[::-1]} pixels, and the picture is {size[::-1]}: give one of its size"
+        )
+    if not np.isfinite(mask).all():
+        raise ValueError("the mask has values that are not finite")
+    if mask.max() <= 0.5:
+        raise ValueError("the mask is black: nothing may change; what may change must be white")
+    return (mask > 0.5).astype(np.float32)
+
+
+def padded(images: np.ndarray, factor: int) -> np.ndarray:
+    """(batch, height, width, channels) with the edges repeated up to a multiple of the VAE's factor."""
+    _, height, width, _ = images.shape
+    return np.pad(images, ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
+
+
+def encode(pipe: StableDiffusion, images: np.ndarray) -> Image:
+    """Latents of (batch, height, width, 3) of any size up to `LARGEST` cells. Raises ValueError for a larger one."""
+    (height, width), factor = images.shape[1:3], pipe.vae.config.factor
+    if -(-height // factor) * -(-width // factor) > LARGEST:
+        raise ValueError(
+            f"the picture is {width} x {height} pixels, which is too large to edit at once; "
+            f"make it smaller: {round(LARGEST**0.5) * factor} x {round(LARGEST**0.5) * factor} is the largest square"
+        )
+    return pipe.encode(jnp.asarray(padded(images, pipe.vae.config.factor)))
+
+
+def solver_of(schedule: DiscreteVP, method: Literal["sde", "ode"], order: Literal[1, 2]) -> Solver:
+    """DDIM(eta) or DPM-Solver++(2M), for the reverse SDE or the probability-flow ODE."""
+    level = 1.0 if method == "sde" else 0.0
+    return DDIM(schedule, level) if order == 1 else DPMSolverPP2M(schedule, level)
+
+
+def guided(pipe: StableDiffusion, prompts: Sequence[str], guidance: float, condition: Image | None = None) -> NoiseFn:
+    """The noise prediction under one prompt for every latent; guidance 1 asks the network once, not twice."""
+    null = None if guidance == 1 else pipe.embed([""])
+    return pipe.noise_fn(pipe.embed(prompts), null, guidance, batch=len(prompts), condition=condition)
+
+
+def decode(pipe: StableDiffusion, latents: Image, size: tuple[int, int]) -> np.ndarray:
+    """(batch, height, width, 3) of this size, the padding cut off."""
+    return np.asarray(pipe.decode(latents))[:, : size[0], : size[1]]
+
+
+def latent_mask(mask: Mask, factor: int) -> Float[np.ndarray, "_ _ 1"]:
+    """The mask on latents: 1 where more than half of the pixels of a cell may change."""
+    height, width = (-(-side // factor) for side in mask.shape)
+    filled = np.pad(mask, ((0, -mask.shape[0] % factor), (0, -mask.shape[1] % factor)), mode="edge")
+    small = PILImage.fromarray(filled).resize((width, height), PILImage.Resampling.BOX)
+    return (np.asarray(small) > 0.5).astype(np.float32)[..., None]

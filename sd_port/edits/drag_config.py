@@ -1,0 +1,110 @@
+"""The settings of a drag: the published ones, and what they can be."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from sd_port.noise_fn import Ramp
+from theory.schedules import DiscreteVP, ScaledLinearVP
+from theory.solve import time_grid
+from theory.types import Times
+
+PAPER_RADIUS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class DragConfig:
+    """The settings of a drag, by default the published ones for latents of 64 x 64.
+
+    Nothing but `method`, `steps`, `order`, `compat` and `carry_noise` compiles. `steps` are those from t0 to the image:
+    the paper's 200 are of the whole way, and 0.6 of them are 120. Pairs are (at the image, at t0), between which
+    guidance goes on a straight line and the scale of LoRA adapters on a cosine. Lengths are in latent pixels.
+
+    compat = "reference" takes the times of the published code, on which the image stands one step above the first
+    timestep, and its ramps, which overshoot their ends by one part in steps - 1.
+
+    Beyond the paper: t0 = "auto" is the time at which all cells of a patch together are as far above the noise as those
+    of the published patch at 0.6; `alpha_first` amplifies in the first operation only; `carry_noise` moves the recorded
+    noise along with the patch, which otherwise remembers what was there before; `follow` looks for what is dragged
+    before every operation, copies from where it is by then, and stops when it has arrived (`sd_port.edits.follow`).
+    """
+
+    method: Literal["sde", "ode"] = "sde"
+    t0: float | Literal["auto"] = 0.6
+    steps: int = 120
+    order: Literal[1, 2] = 1
+    step_size: float = 2.0
+    radius: int = 5
+    alpha: float = 1.1
+    beta: float = 0.3
+    guidance: tuple[float, float] = (1.0, 3.0)
+    lora_scale: tuple[float, float] = (1.0, 0.5)
+    sequence: bool = False  # one pair of points after another, instead of all at once
+    compat: Literal["clean", "reference"] = "clean"
+    alpha_first: bool = False
+    carry_noise: bool = False
+    follow: bool = False
+
+    def __post_init__(self):
+        """Raises ValueError, naming the setting."""
+        for name, good in (
+            ("t0", self.t0 == "auto" or 0 < self.t0 < 1),
+            ("steps", self.steps >= 2),
+            ("step_size", self.step_size > 0),
+            ("radius", self.radius >= 1),
+            ("alpha", np.isfinite(self.alpha)),
+            ("beta", 0 <= self.beta <= 1),
+        ):
+            if not good:
+                raise ValueError(f"{name} = {getattr(self, name)} cannot be: {_NEEDS[name]}")
+        if self.method == "ode" and self.order == 2:
+            raise ValueError("order = 2 cannot be inverted: ODE-Drag takes order 1")
+        if self.method == "ode" and self.carry_noise:
+            raise ValueError("carry_noise has nothing to carry in ODE-Drag, which records no noise")
+
+    def start(self, schedule: DiscreteVP) -> float:
+        """t0: as given, or where cells * SNR is that of the published patch at 0.6 on Stable Diffusion's schedule."""
+        if self.t0 != "auto":
+            return self.t0
+        fewer_cells = jnp.log((PAPER_RADIUS / self.radius) ** 2)
+        return float(schedule.t_of_log_snr(ScaledLinearVP().log_snr(jnp.float32(0.6)) + fewer_cells))
+
+    def grid(self, schedule: DiscreteVP) -> Times:
+        """Times from t0 to the image, (steps + 1,). Raises ValueError where the published grid does not fit."""
+        if self.compat == "clean":
+            return time_grid(schedule, self.steps, start=self.start(schedule), end=1 / schedule.steps).astype(
+                jnp.float32
+            )
+        t0 = self.start(schedule)
+        gap = round(schedule.steps * t0 / self.steps)
+        if abs(gap * self.steps - schedule.steps * t0) >= max(gap, 1) or gap * (self.steps + 1) >= schedule.steps:
+            raise ValueError(f"t0 = {t0} and steps = {self.steps} do not fit the published grid of timesteps")
+        return jnp.asarray((gap * np.arange(self.steps + 1, 0, -1) + 1) / schedule.steps, jnp.float32)
+
+    def ramps(self, ts: Times) -> tuple[Ramp, Ramp]:
+        """Guidance and LoRA scale at the times that steps start from."""
+        last = self.steps - 1 if self.compat == "reference" else self.steps
+        way = jnp.arange(1, self.steps + 1) / last
+        times, bend = ts[-2::-1], (1 - jnp.cos(jnp.pi * way)) / 2
+        (g_image, g_t0), (l_image, l_t0) = self.guidance, self.lora_scale
+        return Ramp(times, g_image + (g_t0 - g_image) * way), Ramp(times, l_image + (l_t0 - l_image) * bend)
+
+
+_NEEDS = {
+    "t0": "it must lie between 0 and 1",
+    "steps": "it must be at least 2",
+    "step_size": "it must be positive",
+    "radius": "it must be at least 1",
+    "alpha": "it must be a number",
+    "beta": "it must lie in [0, 1]",
+}
+
+Preset = Literal["paper", "fast", "draft", "nano"]
+PRESETS: dict[Preset, DragConfig] = {
+    "paper": DragConfig(),
+    "fast": DragConfig(steps=12, order=2),
+    "draft": DragConfig(steps=6, order=2, step_size=4.0),
+    "nano": DragConfig(t0=0.3, steps=15, radius=2, step_size=1.0, guidance=(1.0, 1.0), follow=True),
+}

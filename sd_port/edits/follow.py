@@ -1,0 +1,103 @@
+"""Closed-loop dragging: where is what is dragged by now?
+
+Before every operation the features of the source points are looked for around where they were last, as DragDiffusion
+tracks its points (Shi et al. 2024, arXiv 2306.14435, Sec. 3.3). The features are those of DIFT (Tang et al. 2023, arXiv
+2306.03881): what the UNet makes of the lightly noised latent.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from flax import nnx
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from sd_port.edits.operation import Move
+from sd_port.models.layers import Image
+from sd_port.pipeline import StableDiffusion
+from theory.schedules import DiscreteVP
+from theory.types import PRNGKey
+
+TIMESTEP, UP_BLOCKS, DRAWS = 261, 2, 4  # those of DIFT, with half as many draws
+REACH = 3  # latent pixels beyond one step, in which a point is looked for
+PATIENCE = 2  # times the operations of a straight way, after which a pursuit ends
+
+
+class Pursuit(NamedTuple):
+    """What is looked for, where it was last, where it is to go, and whether it is on its way: all (batch, points)."""
+
+    features: Partial  # of latents
+    wanted: Float[Array, "batch points channels"]
+    places: np.ndarray  # (batch, points, 2), [x, y] in latent pixels
+    target: np.ndarray
+    on_its_way: np.ndarray
+
+    def move(self, step_size: float, sequence: bool) -> Move:
+        """The next operation: at most one step towards the target; in sequence, of the first point not there yet."""
+        way = self.target - self.places
+        length = np.linalg.norm(way, axis=-1, keepdims=True)
+        step = np.where(length <= step_size, way, np.round(way * step_size / np.maximum(length, 1)))
+        longest = np.abs(way) == np.abs(way).max(-1, keepdims=True)
+        step = np.where((step == 0).all(-1, keepdims=True) & longest, np.sign(way), step).astype(int)
+        active = self.on_its_way & (np.cumsum(self.on_its_way, axis=1) == 1) if sequence else self.on_its_way
+        return Move(self.places, self.places + step, active)
+
+    def look(self, x: Image, move: Move) -> "Pursuit":
+        """Where the points are after an operation; those that have arrived stay."""
+        reach = int(np.abs(move.target - move.source).max()) + REACH
+        found = np.asarray(nearest(self.features(x), self.wanted, jnp.asarray(self.places), reach))
+        places = np.where(move.active[..., None], found, self.places)
+        return self._replace(places=places, on_its_way=self.on_its_way & (places != self.target).any(-1))
+
+
+def begin(pipe: StableDiffusion, x: Image, prompts: Sequence[str], moves: Sequence[Move], key: PRNGKey) -> Pursuit:
+    """A pursuit from where the straight ways begin to where they end, of what is there in the latents x."""
+    graph, weights = nnx.split(pipe.unet)
+    text_kv = pipe.unet.text_kv(pipe.embed(prompts))
+    features = Partial(partial(_features, graph, pipe.schedule), weights, text_kv, jr.split(key, DRAWS))
+    source = target = np.full_like(np.asarray(moves[0].source), -1)
+    for move in moves:  # in sequence, the ways of some points begin later than those of others
+        begins = np.asarray(move.active) & (source[..., 0] < 0)
+        source = np.where(begins[..., None], np.asarray(move.source), source)
+        target = np.where(np.asarray(move.active)[..., None], np.asarray(move.target), target)
+    on_its_way = np.asarray((source != target).any(-1))
+    at_source = _at(features(x), jnp.asarray(np.maximum(source, 0)))
+    return Pursuit(features, at_source, source, target, on_its_way)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _features(graph, schedule: DiscreteVP, weights, text_kv, keys, x: Image) -> Image:
+    """Of unit length, at the size of the latent: the mean over draws of the noise."""
+    unet, t = nnx.merge(graph, weights), jnp.float32((TIMESTEP + 1) / schedule.steps)
+    timesteps = jnp.full(1, TIMESTEP)
+
+    def once(key: PRNGKey) -> Image:
+        noised = schedule.alpha(t) * x + schedule.sigma(t) * jr.normal(key, x.shape, x.dtype)
+        return unet.features(noised, timesteps, text_kv, UP_BLOCKS).astype(jnp.float32)
+
+    found = jax.lax.map(once, keys).mean(axis=0)
+    found = jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "bilinear")
+    return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+
+
+@jax.jit
+@jax.vmap
+def _at(features, points):
+    return features[points[:, 1], points[:, 0]]
+
+
+@partial(jax.jit, static_argnums=3)
+def nearest(features: Image, wanted, places, reach: int) -> Array:
+    """(batch, points, 2): the latent pixels within `reach` of `places` whose features are most like those wanted."""
+    _, height, width, _ = features.shape
+    likeness = jnp.einsum("bhwc,bpc->bphw", features, wanted)
+    off_x = jnp.abs(jnp.arange(width)[None, None, None, :] - places[..., 0][..., None, None])
+    off_y = jnp.abs(jnp.arange(height)[None, None, :, None] - places[..., 1][..., None, None])
+    near = jnp.where((off_x <= reach) & (off_y <= reach), likeness, -jnp.inf)
+    best = near.reshape(*near.shape[:2], -1).argmax(-1)
+    return jnp.stack([best % width, best // width], axis=-1)

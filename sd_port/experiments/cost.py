@@ -1,0 +1,164 @@
+"""What quality costs: seconds and network evaluations of inpainting, translation and dragging, by ODE and by SDE.
+
+Seconds are those of the device that `results.md` names, by batches, without compiling.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.random as jr
+import numpy as np
+from matplotlib.figure import Figure
+
+from sd_port.edits.inpaint import InpaintConfig
+from sd_port.edits.plan import plan
+from sd_port.edits.translate import TranslateConfig
+from sd_port.experiments import dragging, image_to_image, inpainting
+from sd_port.experiments.cases import REPORT, cases, editable, painted, part, said
+from sd_port.experiments.compare import MEASURES, Cell, differences
+from sd_port.experiments.editing import DRAG, METHODS, T0, Method, dragged, pipeline, tell
+from sd_port.experiments.image_to_image import WAYS, colours, translated
+from sd_port.experiments.inpainting import filled, masks_of
+from sd_port.experiments.judge import Judged, Key, Pictures, Task, gathered, judge
+from sd_port.experiments.panels import line
+from sd_port.nano import GUIDANCE
+from sd_port.nano.measure import size_of
+from sd_port.pipeline import StableDiffusion
+from toys.results import Row
+from toys.style import ODE, SDE, figure, letter, styled
+
+TITLE = "What quality costs: time and network evaluations"
+EDITS = {"inpainting": "residual", "translation": "rmse", "dragging": "rmse"}  # and what tells their quality
+
+
+@dataclass(frozen=True)
+class Config:
+    """Steps of the solver to go through."""
+
+    scenes: int = 100
+    steps: tuple[int, ...] = (10, 25, 50, 100)
+    batch: int = 50
+    model: str = "nano"
+    seed: int = 0
+
+    @classmethod
+    def tiny(cls) -> "Config":
+        return cls(scenes=2, steps=(3,), batch=2)
+
+
+class Arrays(NamedTuple):
+    """Measures are the fields of `Judged`; methods are ODE and SDE, for translation DDIB and Cycle-SDE."""
+
+    steps: np.ndarray  # (steps,)
+    found: np.ndarray  # (edits, steps, methods, measures, scenes)
+    seconds: np.ndarray  # (edits, steps, methods) for one picture
+    evaluations: np.ndarray  # (edits, steps, methods) of the network, on one latent, for one picture
+    device: np.ndarray  # () its name
+
+
+class Edit(NamedTuple):
+    """An edit of some scenes by either method with any number of steps: results, and evaluations for one of them."""
+
+    of: Callable[[int, Method, slice], Pictures]
+    evaluations: Callable[[int], int]
+    task: Task
+
+
+def run(config: Config) -> Arrays:
+    """Raises what loading the model raises."""
+    pipe = pipeline(config.model)
+    results: dict[Key, tuple[Pictures, Task]] = {}
+    seconds, evaluations, axes = {}, {}, (tuple(EDITS), config.steps, METHODS)
+    edits = {name: make(pipe, config) for name, make in zip(EDITS, (_inpainting, _translation, _dragging), strict=True)}
+    for name, steps, method in itertools.product(*axes):
+        tell(f"cost: {name}, {steps} steps, {method}")
+        edit = edits[name]
+        edit.of(steps, method, slice(min(config.batch, config.scenes)))  # compiles
+        start = time.perf_counter()
+        images = edit.of(steps, method, slice(config.scenes))
+        seconds[name, steps, method] = (time.perf_counter() - start) / config.scenes
+        evaluations[name, steps, method] = edit.evaluations(steps)
+        results[name, steps, method] = images, edit.task
+    return Arrays(
+        np.array(config.steps),
+        found=gathered(judge(results), *axes),
+        seconds=gathered(seconds, *axes),
+        evaluations=gathered(evaluations, *axes),
+        device=np.array(jax.devices()[0].device_kind),
+    )
+
+
+def _inpainting(pipe: StableDiffusion, config: Config) -> Edit:
+    """The sea; guidance asks the network twice a step."""
+    scene, size = editable(REPORT, config.scenes), size_of(pipe)
+    before, masks, captions = painted(scene, size), masks_of(scene, size)["sea"], said(scene)
+
+    def of(steps: int, method: Method, rows: slice) -> Pictures:
+        settings = InpaintConfig(method, steps, 1, GUIDANCE)
+        return filled(pipe, before[rows], masks[rows], captions[rows], settings, config.batch, jr.key(config.seed))
+
+    return Edit(of, lambda steps: 2 * steps, inpainting.task(scene, before, "sea"))
+
+
+def _translation(pipe: StableDiffusion, config: Config) -> Edit:
+    """Colours, by DDIB and Cycle-SDE: the way up asks once a step, the way back twice."""
+    wanted = colours(config.scenes, size_of(pipe))
+
+    def of(steps: int, method: Method, rows: slice) -> Pictures:
+        settings = TranslateConfig(WAYS["DDIB, Cycle-SDE"][METHODS.index(method)], T0, steps, 1, GUIDANCE)
+        some = image_to_image.part(wanted, rows)
+        everywhere = np.ones(some.pictures.shape[:3], np.float32)
+        return translated(pipe, some, settings, everywhere, config.batch, jr.key(config.seed))
+
+    return Edit(of, lambda steps: 3 * steps, image_to_image.task(wanted))
+
+
+def _dragging(pipe: StableDiffusion, config: Config) -> Edit:
+    """The sun over the long way by one point: every operation goes up and back, without guidance."""
+    drags = cases(editable(REPORT, config.scenes), "sun", "long", 1, size_of(pipe))
+    operations = len(plan(drags.source[0], drags.target[0], pipe.vae.config.factor, DRAG))
+
+    def of(steps: int, method: Method, rows: slice) -> Pictures:
+        settings = dataclasses.replace(DRAG, method=method, steps=steps)
+        return dragged(pipe, part(drags, rows), settings, masked=False, batch=config.batch, key=jr.key(config.seed))
+
+    return Edit(of, lambda steps: 2 * operations * steps, dragging.task(drags))
+
+
+def cells(arrays: Arrays) -> list[Cell]:
+    """Both methods with as many steps."""
+    names = itertools.product(EDITS, arrays.steps)
+    return [
+        Cell(f"{edit}, {steps} steps", *(Judged(*values) for values in both))
+        for (edit, steps), both in zip(names, arrays.found.reshape(-1, *arrays.found.shape[2:]), strict=True)
+    ]
+
+
+def rows(arrays: Arrays) -> list[Row]:
+    found = differences(cells(arrays), ("residual", "rmse"))
+    for (i, edit), (j, steps), (m, method) in itertools.product(*map(enumerate, (EDITS, arrays.steps, METHODS))):
+        remark = f"{arrays.evaluations[i, j, m]} network evaluations, on {arrays.device}"
+        what = f"{edit}, {steps} steps, {method.upper()}: seconds a picture"
+        found.append(Row(what, float(arrays.seconds[i, j, m]), remark=remark))
+    return found
+
+
+@styled
+def plot(arrays: Arrays) -> Figure:
+    made = figure(4.2)
+    axes = made.subplots(2, len(EDITS))
+    scales = ((arrays.evaluations, "network evaluations a picture"), (arrays.seconds, "seconds a picture"))
+    for (i, edit), (j, (cost, label)) in itertools.product(enumerate(EDITS), enumerate(scales)):
+        axis, field = axes[j, i], Judged._fields.index(EDITS[edit])
+        for m, (colour, marks) in enumerate(((ODE, "--"), (SDE, "-"))):
+            line(axis, cost[i, :, m], arrays.found[i, :, m, field], color=colour, ls=marks, label=METHODS[m].upper())
+        axis.set(xscale="log", xlabel=label, title=edit if j == 0 else "")
+        axis.set_ylabel(MEASURES[EDITS[edit]].short)
+    axes[0, 0].legend()
+    letter(list(axes.ravel()))
+    return made

@@ -1,0 +1,73 @@
+"""Edits of many scenes, a batch at a time, by the model under test; and the settings that figures are reported for."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Literal
+
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float, Int
+
+from sd_port.edits.canvas import EditResult
+from sd_port.edits.drag import Drag, drag_many
+from sd_port.edits.drag_config import DragConfig
+from sd_port.experiments.cases import Cases
+from sd_port.lora import LoRAConfig
+from sd_port.nano.measure import at_size
+from sd_port.pipeline import StableDiffusion
+from theory.types import PRNGKey
+
+Method = Literal["ode", "sde"]
+METHODS: tuple[Method, ...] = ("ode", "sde")
+
+# Frozen on the scenes of TUNING (see `settings`), one for both methods, for latents of 16 x 16.
+DRAG = DragConfig(t0=0.3, steps=30, radius=2, step_size=2.0, guidance=(1.0, 1.0))
+LORA = LoRAConfig(rank=4, steps=100, learning_rate=1e-3, batch=4)
+T0, STEPS = 0.7, 50  # of translations
+
+OneBatch = Callable[[Int[np.ndarray, " batch"], PRNGKey], Float[np.ndarray, "batch *rest"]]
+
+
+@cache
+def pipeline(model: str) -> StableDiffusion:
+    """The model, loaded once. Raises what `StableDiffusion.load` raises."""
+    return StableDiffusion.load(model)
+
+
+def tell(what: str) -> None:
+    """A line of progress: what takes long is about to begin."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def by_batches(n: int, batch: int, key: PRNGKey, edit: OneBatch) -> Float[np.ndarray, "n *rest"]:
+    """edit(rows, key) of n rows, `batch` at a time; the last is filled up with the last row, so that one compiles."""
+    parts = []
+    for start in range(0, n, batch):
+        rows = np.minimum(np.arange(start, start + batch), n - 1)
+        parts.append(edit(rows, jr.fold_in(key, start))[: n - start])
+    return np.concatenate(parts)
+
+
+def images_of(results: Sequence[EditResult]) -> Float[np.ndarray, "batch 64 64 3"]:
+    """The pictures, at the size at which they are judged."""
+    return at_size(np.stack([result.image for result in results]))
+
+
+def dragged(
+    pipe: StableDiffusion, cases: Cases, config: DragConfig, *, masked: bool, batch: int, key: PRNGKey
+) -> Float[np.ndarray, "n 64 64 3"]:
+    """The results of these drags.
+
+    Without its mask a drag has one that allows everything: it is the same, and compiles with the others.
+    """
+    masks = cases.masks if masked else np.ones_like(cases.masks)
+
+    def edit(rows: Int[np.ndarray, " batch"], key: PRNGKey) -> Float[np.ndarray, "batch 64 64 3"]:
+        drags = [
+            Drag(cases.pictures[i], cases.source[i], cases.target[i], masks[i], cases.captions[i])
+            for i in rows.tolist()
+        ]
+        return images_of(drag_many(pipe, drags, config, key=key))
+
+    return by_batches(len(cases.pictures), batch, key, edit)

@@ -1,0 +1,232 @@
+"""The model card: what `measure` found, as README.md with pictures, beside the weights.
+
+python -m sd_port.nano.card --figures runs/figures --model sd_port/nano/model
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+SHEETS = ("real.png", "samples_ode.png", "samples_sde.png")
+NAMES = {
+    "sun_x": "sun, x",
+    "sun_y": "sun, y",
+    "reflection_x": "reflection, x",
+    "island_x": "peak, x",
+    "boat_x": "boat, x",
+    "boat_y": "boat, y",
+}
+
+HEAD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# nano: a latent diffusion model of seascapes whose truth is known
+
+A Stable Diffusion in small, in its folder format and with its code path: CLIP's tokenizer and text encoder, an
+autoencoder that makes 16 x 16 latents of 64 x 64 pictures, a UNet, SD 1.5's noise schedule. It was trained from
+nothing on scenes that `sd_port/nano/scenes.py` draws and `sd_port/nano/read_out.py` reads back out of any picture,
+so that edits can be measured: the autoencoder first, then the text encoder by matching captions with pictures, then
+the UNet on both. It knows seascapes and nothing else.
+
+    sd-edit generate "a small red boat left of a tall island under a low orange sun"
+    python -m sd_port.nano.train --out model                  # the training, two cores, some hours
+    python -m sd_port.nano.measure --out runs/figures         # the figures below
+    python -m sd_port.nano.card --figures runs/figures --model sd_port/nano/model
+
+`diffusers.StableDiffusionPipeline.from_pretrained` opens this folder and makes the same pictures from the same noise
+(`pytest tests/sd_port/nano/test_bundled.py`).
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Writes the model card, and figures.json that it was made of, from what was measured."""
+
+    figures: Path
+    """The folder that `measure` wrote."""
+    model: Path
+    """The model's folder, whose README.md is written."""
+
+
+def card(figures: dict[str, dict[str, Any]]) -> str:
+    """The text of the card; a part that was not measured is left out."""
+    parts = [HEAD]
+    writers = {
+        "autoencoder": _autoencoder,
+        "samples": _samples,
+        "sweep": _sweep,
+        "reconstruction": _reconstruction,
+        "memory": _memory,
+    }
+    parts += [writer(figures[name]) for name, writer in writers.items() if name in figures]
+    return "\n".join(parts)
+
+
+def _autoencoder(found: dict[str, Any]) -> str:
+    before, after = found["read_out_of_originals"], found["read_out_of_reconstructions"]
+    psnr = _table(
+        ("PSNR, dB", "all scenes together", "worst tenth from"),
+        (
+            (name, f"{found['psnr'][name]['mean']:.1f}", f"{found['psnr'][name]['10%']:.1f}")
+            for name in ("all", "boat", "sun", "peak")
+        ),
+    )
+    places = _table(
+        ("read out, pixels off", "originals: median, 90 %, 99 %", "reconstructions", "within 1 pixel"),
+        (
+            (title, _three(before[name]), _three(after[name]), _percent(after[name]["within 1 pixel"]))
+            for name, title in NAMES.items()
+        ),
+    )
+    words = ("sun", "hull", "sail", "sun_size", "boat_size", "island_height", "boat", "island")
+    classes = _table(
+        ("read right", *(word.replace("_", " ") for word in words)),
+        (
+            ("originals", *(_percent(before[word]) for word in words)),
+            ("reconstructions", *(_percent(after[word]) for word in words)),
+        ),
+    )
+    return (
+        f"## Autoencoder, {found['n']} fresh scenes\n\n{psnr}\n{places}\n{classes}\n"
+        f"Residual of the read-out (root mean square, pictures in [0, 1]): {before['residual']:.4f} for originals, "
+        f"{after['residual']:.4f} for reconstructions.\n"
+    )
+
+
+def _samples(found: dict[str, Any]) -> str:
+    columns = {"real scenes, autoencoded": found["real"], "ODE (eta 0)": found["ode"], "SDE (eta 1)": found["sde"]}
+    rows = [
+        ("median residual, over that of real scenes", "residual_ratio", "{:.2f}"),
+        ("captioned facts right", "claims_right", "{:.1%}"),
+        ("captions right in all facts", "all_claims_right", "{:.1%}"),
+        ("reflection within 2 pixels of the sun", "reflection_within_2_pixels", "{:.1%}"),
+        ("exactly one boat where captioned", "one_boat_where_said", "{:.1%}"),
+        ("exactly one island where captioned", "one_island_where_said", "{:.1%}"),
+    ]
+    quality = _table(
+        ("", *columns), ((title, *(form.format(c[key]) for c in columns.values())) for title, key, form in rows)
+    )
+    kinds = sorted(found["sde"]["claims_right_by_kind"])
+    by_kind = _table(
+        ("fact", *columns),
+        (
+            (kind.replace("_", " "), *(_percent(c["claims_right_by_kind"][kind]) for c in columns.values()))
+            for kind in kinds
+        ),
+    )
+    tests = {"two sets of real scenes": found["between_two_real"]} | {
+        name: found[key]["discrepancy"] for name, key in (("ODE and real", "ode"), ("SDE and real", "sde"))
+    }
+    discrepancies = _table(
+        ("kernel two-sample test", "MMD², what is read out", "p", "MMD², pixels", "p"),
+        (
+            (name, *(f"{test[on][what]:.2g}" for on in ("parameters", "pixels") for what in ("squared", "p_value")))
+            for name, test in tests.items()
+        ),
+    )
+    names = list(found["sde"]["spread"])
+    spread = _table(
+        ("spread over that of real scenes", "ODE", "SDE"),
+        ((n.replace("_", " "), *(f"{found[kind]['spread'][n]:.2f}" for kind in ("ode", "sde"))) for n in names),
+    )
+    return (
+        f"## Samples, {found['sde']['n']} captions of fresh scenes, guidance 3, 50 steps\n\n"
+        "![Samples by the SDE](samples_sde.png)\n\n*SDE, eta 1. Beside it: `samples_ode.png`, the ODE from the same "
+        f"noise and captions, and `real.png`, the scenes the captions are of.*\n\n{quality}\n{by_kind}\n"
+        f"{discrepancies}\n{spread}"
+    )
+
+
+def _sweep(found: dict[str, Any]) -> str:
+    columns = (
+        ("residual ratio", "residual_ratio", "{:.2f}"),
+        ("facts right", "claims_right", "{:.1%}"),
+        ("reflection within 2 px", "reflection_within_2_pixels", "{:.1%}"),
+        ("one boat", "one_boat_where_said", "{:.1%}"),
+        ("one island", "one_island_where_said", "{:.1%}"),
+    )
+    table = _table(
+        ("solver", "steps", "guidance", *(title for title, _, _ in columns)),
+        (
+            (row["solver"], str(row["steps"]), f"{row['guidance']:g}", *(form.format(row[k]) for _, k, form in columns))
+            for row in found["rows"]
+        ),
+    )
+    return f"## Guidance, eta, steps and solver, {found['n']} captions\n\n{table}"
+
+
+def _reconstruction(found: dict[str, Any]) -> str:
+    table = _table(
+        ("steps", "scenes", "guidance", "solver's numbers", "Cycle-SDE", "ODE inversion"),
+        (
+            (
+                str(row["steps"]),
+                str(row["n"]),
+                f"{row['guidance']:g}",
+                row["dtype"],
+                f"{row['cycle_sde']:.1e}",
+                f"{row['ode_inversion']:.1e}",
+            )
+            for row in found["rows"]
+        ),
+    )
+    about = (
+        "The paper's Appendix A: root mean square error relative to the latent. Cycle-SDE comes back exactly, to "
+        "rounding; inversion has the error of its steps."
+    )
+    return f"## Reconstruction of unedited latents from t0 = 0.6\n\n{about}\n\n{table}"
+
+
+def _memory(found: dict[str, Any]) -> str:
+    table = _table(
+        ("distance to the nearest training picture", "least", "10 %", "median"),
+        ((name, *(f"{found[name][key]:.4f}" for key in ("min", "10%", "50%"))) for name in ("samples", "fresh")),
+    )
+    return (
+        f"## Memorisation\n\n{found['n']} samples, and as many fresh scenes through the autoencoder, against all "
+        f"{found['training_pictures']} pictures of training (root mean square over pixels).\n\n{table}"
+    )
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _three(found: dict[str, float]) -> str:
+    return ", ".join(f"{found[key]:.2f}" for key in ("50%", "90%", "99%"))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Card, args=argv, prog="python -m sd_port.nano.card")
+    try:
+        if not (args.model / "model_index.json").is_file():
+            raise ValueError(f"--model {args.model}: holds no model_index.json")
+        figures = {path.stem: json.loads(path.read_text()) for path in sorted(args.figures.glob("*.json"))}
+        if not figures:
+            raise ValueError(f"--figures {args.figures}: holds no figures; run measure first")
+        (args.model / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        (args.model / "README.md").write_text(card(figures), encoding="utf-8")
+        for name in SHEETS:
+            if (args.figures / name).exists():
+                shutil.copyfile(args.figures / name, args.model / name)
+    except (ValueError, OSError) as error:
+        print(f"card: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Captioned pictures to train on: drawn scenes, or a user's folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.random as jr
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+from sd_port.nano import scenes
+from sd_port.nano.captions import captions
+from theory.types import PRNGKey
+
+CHUNK = 512  # scenes drawn at once
+
+
+class Pictures(NamedTuple):
+    """Images of one size, and one or more captions of each."""
+
+    images: UInt8[np.ndarray, "images size size 3"]
+    captions: list[Sequence[str]]
+
+
+def drawn(key: PRNGKey, count: int, size: int, each: int = 4) -> Pictures:
+    """`count` scenes with `each` captions; chunk i is drawn with fold_in(key, i)."""
+    images, texts = np.empty((count, size, size, 3), np.uint8), []
+    for start in track(range(0, count, CHUNK), description="Drawing", console=Console(stderr=True)):
+        draw_key, caption_key = jr.split(jr.fold_in(key, start // CHUNK))
+        drawing = scenes.draw(draw_key, CHUNK)
+        here = slice(start, min(start + CHUNK, count))
+        images[here] = np.round(np.asarray(_paint(drawing, size)) * 255)[: here.stop - start]
+        columns = [captions(drawing, one) for one in jr.split(caption_key, each)]
+        texts += [[caption.text for caption in row] for row in zip(*columns, strict=True)][: here.stop - start]
+    return Pictures(images, texts)
+
+
+_paint = jax.jit(scenes.render, static_argnums=1)
+
+
+def from_folder(folder: str | Path, size: int) -> Pictures:
+    """The pictures that metadata.jsonl names: {"file_name": ..., "text": ...} on every line, text or a list of texts.
+
+    This is the Hub's layout for image datasets. Pictures are cropped to a square at their middle and resized.
+    Raises ValueError, naming the file and the line, for what cannot be read.
+    """
+    folder = Path(folder)
+    listing = folder / "metadata.jsonl"
+    if not listing.is_file():
+        raise ValueError(f'{listing} is missing: one line for each picture, {{"file_name": "a.png", "text": "a boat"}}')
+    images, texts = [], []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, text = entry["file_name"], entry["text"]
+            said = [text] if isinstance(text, str) else text
+            if not (said and all(isinstance(one, str) for one in said)):
+                raise TypeError("text must be a string, or some strings")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{listing}, line {number}: needs file_name and text ({error!r})") from None
+        try:
+            with Image.open(folder / name) as file:
+                square = ImageOps.fit(ImageOps.exif_transpose(file).convert("RGB"), (size, size), Image.Resampling.BOX)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{listing}, line {number}: {folder / name} cannot be read ({error})") from None
+        images.append(np.asarray(square))
+        texts.append(said)
+    if not images:
+        raise ValueError(f"{listing} names no pictures")
+    return Pictures(np.stack(images), texts)

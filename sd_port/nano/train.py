@@ -1,0 +1,287 @@
+"""Trains a small Stable Diffusion from nothing: tokenizer, autoencoder, text encoder and UNet, one after another.
+
+    python -m sd_port.nano.train --out model            the bundled model, on drawn scenes (nano.toml)
+    python -m sd_port.nano.train --config mine.toml --pictures folder --out model
+
+All of a run lies in its folder: checkpoints, losses, latents. Cut off and called again, it goes on where it was.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import tyro
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import track
+
+from sd_port.models.clip_text import CLIPTextModel
+from sd_port.models.unet import UNet
+from sd_port.models.vae import AutoencoderKL
+from sd_port.nano.autoencoder import Autoencoder, whitened
+from sd_port.nano.contrast import Contrast
+from sd_port.nano.data import Pictures, drawn, from_folder
+from sd_port.nano.denoiser import Denoiser, Latents, Lessons
+from sd_port.nano.devices import all_devices, split_cpu
+from sd_port.nano.fit import fit
+from sd_port.nano.vocabulary import train_tokenizer
+from sd_port.scheduler import Scheduler
+from sd_port.tokenizer import ClipTokenizer
+from sd_port.weights.configs import SCHEDULER_DEFAULTS, Json
+from sd_port.weights.save import save
+from theory.compilations import keep_compilations
+from theory.types import PRNGKey
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+CONFIG = Path(__file__).parent / "nano.toml"
+CHUNK = 64  # images encoded at once
+WHITENING = 4096  # images by which the latents are brought to unit variance
+
+SCHEDULER: Json = SCHEDULER_DEFAULTS | {  # Stable Diffusion's, ending at alpha = 1 as this project's grids do
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,  # without effect on trailing grids, but diffusers asks for it
+    "timestep_spacing": "trailing",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a training gives, beside the pictures. A TOML file has the same names."""
+
+    seed: int = 0
+    size: int = 64  # of the pictures, in pixels
+    scenes: int = 65536  # how many the UNet is trained on, where no folder of pictures is given
+    vocabulary: int = 1024  # tokens at most
+    length: int = 40  # tokens of a text at most, with begin and end
+    cpu_devices: int = 2  # a batch is split over them; see `split_cpu`
+    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    contrast: Contrast = field(default_factory=Contrast)
+    denoiser: Denoiser = field(default_factory=Denoiser)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains a small Stable Diffusion from nothing, and goes on where an earlier call was cut off."""
+
+    out: Path
+    """The folder to write in Stable Diffusion's layout. Must not exist."""
+    run: Path = Path("runs/nano")
+    """Where checkpoints and losses lie."""
+    config: Path = CONFIG
+    """A TOML file like nano.toml."""
+    pictures: Path | None = None
+    """A folder with metadata.jsonl ({"file_name": ..., "text": ...}); without it, drawn scenes."""
+    so_far: bool = False
+    """Writes the model as the last checkpoints have it, and trains no further: to look at while it trains."""
+
+
+def read_config(path: str | Path) -> Config:
+    """Raises ValueError, naming the file and the entry, for what no config has."""
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return _from_dict(Config(), raw)
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def train(config: Config, run: Path, out: Path, folder: Path | None = None, *, so_far: bool = False) -> None:
+    """Writes the model to `out`; so_far: as the last checkpoints in `run` have it, which are only read.
+
+    Raises FileExistsError if there is something, ValueError for unreadable pictures and for a run of another config.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out}: exists already; give another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    _same_config(run / "config.json", dataclasses.asdict(config) | {"pictures": folder and str(folder)})
+    mesh = all_devices()
+    vae_key, picture_key, denoiser_key, contrast_key = (jr.key(4 * config.seed + i) for i in (1, 2, 3, 4))
+
+    stop_at = 0 if so_far else None
+    pictures = None if folder is None else from_folder(folder, config.size)
+    vae = _autoencoder(config, pictures, vae_key, run / "vae", mesh, stop_at)
+    few = drawn(picture_key, min(WHITENING, config.scenes), config.size) if pictures is None else pictures
+    vae = whitened(vae, jnp.asarray(few.images[:WHITENING], jnp.float32) / 255)
+    if not (run / "latents.npz").exists():
+        pictures = drawn(picture_key, config.scenes, config.size) if pictures is None else pictures
+        texts = (text for texts in pictures.captions for text in texts)
+        train_tokenizer(texts, run / "tokenizer", size=config.vocabulary, length=config.length)
+        _write(run / "latents.npz", encoded(vae, ClipTokenizer.from_folder(run / "tokenizer"), pictures, mesh))
+    tokenizer, data = ClipTokenizer.from_folder(run / "tokenizer"), _read(run / "latents.npz")
+    text_encoder = _text_encoder(config, data, tokenizer, contrast_key, run / "contrast", mesh, stop_at)
+    unet = _denoiser(config, data, text_encoder, denoiser_key, run / "denoiser", mesh, stop_at)
+
+    end = tokenizer.backend.get_vocab_size() - 1
+    marks = {"bos_token_id": end - 1, "eos_token_id": end}
+    save(
+        out,
+        _halved(unet),
+        _halved(vae),
+        _halved(text_encoder),
+        configs={
+            "unet": dataclasses.asdict(unet.config),
+            "vae": dataclasses.asdict(vae.config),
+            "text_encoder": dataclasses.asdict(text_encoder.config) | marks,
+        },
+        tokenizer_folder=run / "tokenizer",
+        scheduler=SCHEDULER,
+    )
+
+
+def _autoencoder(
+    config: Config, pictures: Pictures | None, key: PRNGKey, run: Path, mesh: Mesh, stop_at: int | None
+) -> AutoencoderKL:
+    settings = config.autoencoder
+    vae = AutoencoderKL(settings.config(config.size), rngs=nnx.Rngs(config.seed))
+    graph, weights = nnx.split(vae)
+    images = None if pictures is None else jnp.asarray(pictures.images)
+    loss_fn = settings.loss_fn(graph, config.size, mesh)
+    weights = fit(loss_fn, weights, images, settings.fit, key, run, mesh=mesh, label="Autoencoder", stop_at=stop_at)
+    return nnx.merge(graph, weights)
+
+
+def _text_encoder(
+    config: Config,
+    data: Latents,
+    tokenizer: ClipTokenizer,
+    key: PRNGKey,
+    run: Path,
+    mesh: Mesh,
+    stop_at: int | None,
+) -> CLIPTextModel:
+    settings = config.contrast
+    text_config = config.denoiser.text_config(tokenizer.backend.get_vocab_size(), config.length)
+    text, text_weights = nnx.split(CLIPTextModel(text_config, rngs=nnx.Rngs(config.seed)))
+    size, channels = data.mean.shape[1], data.mean.shape[-1]
+    towers, tower_weights = nnx.split(
+        settings.towers(text_config.hidden_size, size, channels, rngs=nnx.Rngs(config.seed))
+    )
+    weights = {"towers": tower_weights, "text_encoder": text_weights}
+    loss_fn = settings.loss_fn(towers, text, mesh)
+    weights = fit(loss_fn, weights, data, settings.fit, key, run, mesh=mesh, label="Text encoder", stop_at=stop_at)
+    return nnx.merge(text, weights["text_encoder"])
+
+
+def _denoiser(
+    config: Config,
+    data: Latents,
+    text_encoder: CLIPTextModel,
+    key: PRNGKey,
+    run: Path,
+    mesh: Mesh,
+    stop_at: int | None,
+) -> UNet:
+    settings, schedule = config.denoiser, Scheduler.from_json(SCHEDULER).schedule
+    unet_config = settings.unet_config(data.mean.shape[1], data.mean.shape[-1])
+    unet, weights = nnx.split(UNet(unet_config, rngs=nnx.Rngs(config.seed)))
+    text, text_weights = nnx.split(text_encoder)
+    lessons = Lessons(data, text_weights)
+    loss_fn = settings.loss_fn(unet, text, schedule, mesh)
+    weights = fit(loss_fn, weights, lessons, settings.fit, key, run, mesh=mesh, label="UNet", stop_at=stop_at)
+    return nnx.merge(unet, weights)
+
+
+def encoded(vae: AutoencoderKL, tokenizer: ClipTokenizer, pictures: Pictures, mesh: Mesh) -> Latents:
+    """The latents and tokens of all pictures; captions are repeated where a picture has fewer than others."""
+    graph, weights = nnx.split(vae)
+    count, size = len(pictures.images), pictures.images.shape[1]
+    latent = size // vae.config.factor
+    shape = (count, latent, latent, vae.config.latent_channels)
+    mean, std = np.empty(shape, np.float16), np.empty(shape, np.float16)
+    for start in track(range(0, count, CHUNK), description="Encoding", console=Console(stderr=True)):
+        chunk = np.zeros((CHUNK, size, size, 3), np.uint8)  # the last one too: one shape, one compilation
+        here = slice(start, min(start + CHUNK, count))
+        rows = here.stop - start
+        chunk[:rows] = pictures.images[here]
+        posterior = _encode(graph, weights, jax.device_put(chunk, NamedSharding(mesh, PartitionSpec("batch"))))
+        mean[here], std[here] = posterior.mean[:rows], posterior.std[:rows]
+    each = max(map(len, pictures.captions))
+    texts = [texts[i % len(texts)] for texts in pictures.captions for i in range(each)]
+    tokens = tokenizer(texts).astype(np.uint16).reshape(count, each, -1)
+    return Latents(mean, std, tokens, tokenizer([""])[0].astype(np.uint16))
+
+
+def _write(path: Path, latents: Latents) -> None:
+    """Whole or not at all."""
+    with path.with_suffix(".part").open("wb") as file:
+        np.savez(file, **latents._asdict())
+    os.replace(path.with_suffix(".part"), path)
+
+
+def _read(path: Path) -> Latents:
+    with np.load(path) as file:
+        return Latents(**{name: jnp.asarray(file[name]) for name in Latents._fields})
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(graph, weights, images):
+    return nnx.merge(graph, weights).encode(2 * images.astype(jnp.float32) / 255 - 1)
+
+
+def _halved(module: Model) -> Model:
+    """The network with float16 parameters, on the host."""
+    graph, weights = nnx.split(module)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: jax.device_get(leaf).astype(np.float16), weights))
+
+
+def _from_dict(default: Any, raw: dict[str, Any]) -> Any:
+    """The dataclass with the entries of a TOML table, its own defaults elsewhere."""
+    names = {f.name for f in dataclasses.fields(default)}
+    for name in raw.keys() - names:
+        raise ValueError(f"there is no entry {name!r}; there are {', '.join(sorted(names))}")
+    values = {}
+    for name, value in raw.items():
+        old = getattr(default, name)
+        if isinstance(value, dict):
+            value = _from_dict(old, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(old, float) and isinstance(value, int):
+            value = float(value)
+        if type(value) is not type(old):
+            raise ValueError(f"{name} = {raw[name]!r} should be like {old!r}")
+        values[name] = value
+    return dataclasses.replace(default, **values)
+
+
+def _same_config(path: Path, settings: dict[str, Any]) -> None:
+    """A run's folder belongs to one config: its checkpoints mean nothing under another."""
+    text = json.dumps(settings, indent=2) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise ValueError(f"{path.parent} holds a run with another config; give another --run, or delete it")
+    path.write_text(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit code 2, with one line, for input that cannot be used."""
+    args = tyro.cli(Train, args=argv, prog="python -m sd_port.nano.train")
+    try:
+        config = read_config(args.config)
+        split_cpu(config.cpu_devices)
+        keep_compilations()
+        train(config, args.run, args.out, args.pictures, so_far=args.so_far)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"train: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""SDE-Drag against a torch transcription, and what a user may rely on: sizes, masks, compilations, errors."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from sd_port.edits.canvas import encode, latent_mask
+from sd_port.edits.drag import Drag, drag, drag_many
+from sd_port.edits.drag_config import DragConfig
+from sd_port.edits.follow import Pursuit, begin, nearest
+from sd_port.edits.operation import Move, carry, copy_paste, operate
+from sd_port.edits.plan import plan
+from sd_port.nano.scenes import draw, render
+from sd_port.pipeline import StableDiffusion
+from sd_port.weights.hub import BUNDLED
+from tests.sd_port.edits.torch_drag import operations, pasted, sde_drag
+from tests.sd_port.torch_models import distance, to_nchw
+from tests.tolerances import PARITY_32, PIPELINE, RECONSTRUCTION_32
+
+QUICK = DragConfig(t0=0.3, steps=4, radius=2)
+SOURCE, TARGET = np.array([[20, 40]]), np.array([[44, 40]])
+
+
+@cache
+def nano() -> StableDiffusion:
+    return StableDiffusion.load("nano")
+
+
+@cache
+def pictures() -> np.ndarray:
+    return np.asarray(render(draw(jr.key(0), 3)))
+
+
+def normals(key, operation: int, steps: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The noise of the way up and of the patches, as `operate` draws it."""
+    edit_key, patch_key = jr.split(jr.fold_in(key, operation))
+    path_key, _ = jr.split(edit_key)
+    return jr.normal(path_key, (steps, *shape), "float32"), jr.normal(patch_key, shape, "float32")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_reference_is_the_published_algorithm():
+    """Two pairs of points, a mask, guidance from 1 to 3, three operations: same weights, same noise, same latent."""
+    total, t0 = 20, 0.6
+    config = DragConfig(t0=t0, steps=12, radius=2, step_size=2.0, compat="reference")
+    source, target = np.array([[16, 40], [40, 12]]), np.array([[38, 44], [44, 20]])
+    mask = np.ones((64, 64), np.float32)
+    mask[:, 56:] = 0
+    prompt, key, pipe = "a red boat and an island", jr.key(3), nano()
+    found = drag(pipe, pictures()[0], source, target, mask, prompt, config, key=key)
+
+    theirs = StableDiffusionPipeline.from_pretrained(BUNDLED["nano"])
+    x0 = np.asarray(encode(pipe, pictures()[:1]))
+    contexts = torch.cat([torch.from_numpy(np.array(pipe.embed([text]))) for text in ("", prompt)])
+    count = len(list(operations(source // 4, target // 4, 2.0)))
+    assert count == found.record["operations"] == 3
+    noise = [
+        tuple(torch.stack([to_nchw(x[None])[0] for x in part.reshape(-1, *x0.shape[1:])]) for part in both)
+        for both in (normals(key, i, config.steps, x0.shape) for i in range(count))
+    ]
+    expected = sde_drag(
+        theirs.unet,
+        theirs.scheduler.alphas_cumprod,
+        contexts,
+        to_nchw(x0),
+        to_nchw(latent_mask(mask, 4)[None]),
+        source // 4,
+        target // 4,
+        [(up[:, None], patch) for up, patch in noise],
+        total=total,
+        t0=t0,
+        alpha=1.1,
+        beta=0.3,
+        r=2,
+        step=2.0,
+    )
+    expected = expected.movedim(1, -1).numpy()[0]
+    assert distance(found.latents, expected) < PIPELINE
+    clean = drag(pipe, pictures()[0], source, target, mask, prompt, replace(config, compat="clean"), key=key)
+    assert distance(clean.latents, expected) > 10 * PIPELINE
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_copy_and_paste_is_slicing(seed):
+    """Random points, at borders too, on a latent that is not square; a pair that is not active does nothing."""
+    rng = np.random.default_rng(seed)
+    height, width, r = 9, 13, int(rng.integers(1, 5))
+    x, noise = rng.normal(size=(2, height, width, 4)).astype(np.float32)
+    points = rng.integers(0, (width, height), (2, 3, 2))
+    move = Move(jnp.asarray(points[0]), jnp.asarray(points[1]), jnp.array([True, True, False]))
+    found = copy_paste(jnp.asarray(x), move, jnp.float32(1.1), jnp.float32(0.3), jnp.int32(r), jnp.asarray(noise))
+    expected = pasted(to_nchw(x[None]), points[0, :2], points[1, :2], to_nchw(noise[None]), 1.1, 0.3, r)
+    np.testing.assert_allclose(found, expected.movedim(1, -1).numpy()[0], rtol=PARITY_32, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_plans_are_those_of_the_published_code(seed):
+    rng = np.random.default_rng(seed)
+    source, target = rng.integers(0, 512, (2, 3, 2))
+    step = float(rng.uniform(1, 6))
+    found = plan(source, target, 8, replace(QUICK, step_size=step))
+    expected = list(operations(source // 8, target // 8, step))
+    assert len(found) == len(expected)
+    np.testing.assert_array_equal(np.array(found), np.array(expected))
+
+
+def test_one_after_another():
+    """In sequence only one pair moves at a time, each all of its way."""
+    source, target = np.array([[0, 0], [8, 8], [40, 8]]), np.array([[32, 0], [8, 8], [40, 24]])
+    moves = plan(source, target, 4, replace(QUICK, step_size=4.0, sequence=True))
+    assert [np.flatnonzero(here[:, 0] >= 0).tolist() for here, _ in moves] == [[0], [0], [2]]
+    assert moves[0][0][0].tolist() == [0, 0] and moves[1][1][0].tolist() == [8, 0]
+
+
+def test_outside_the_mask_nothing_changes():
+    """Latents there are those of the picture; inside they are not, nor are they without a mask."""
+    mask = np.zeros((64, 64), np.float32)
+    mask[24:56, 8:60] = 1
+    given = (pictures()[0], SOURCE, TARGET)
+    masked = drag(nano(), *given, mask, config=QUICK, key=jr.key(0)).latents
+    free = drag(nano(), *given, config=QUICK, key=jr.key(0)).latents
+    x0, inside = np.asarray(encode(nano(), pictures()[:1]))[0], latent_mask(mask, 4)[..., 0] > 0
+    assert distance(masked[~inside], x0[~inside]) < RECONSTRUCTION_32
+    assert distance(masked[inside], x0[inside]) > 0.05 and distance(free[~inside], x0[~inside]) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["sde", "ode"])
+@pytest.mark.parametrize("size", [(45, 70), (64, 64)])
+def test_the_result_has_the_size_of_the_picture(method, size):
+    height, width = size
+    image = np.pad(pictures()[0], ((0, 0), (0, 16), (0, 0)), mode="edge")[:height, :width]
+    found = drag(nano(), image, SOURCE, TARGET, config=replace(QUICK, method=method), key=jr.key(0))
+    assert found.image.shape == image.shape and found.image.dtype == np.float32
+    assert np.isfinite(found.image).all() and found.image.min() >= 0 and found.image.max() <= 1
+    assert np.abs(found.image - image).max() > 0.1
+
+
+def test_same_seed_same_picture():
+    first, again, other = (drag(nano(), pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first.image, again.image)
+    assert np.abs(first.image - other.image).max() > 0.05
+
+
+def test_nothing_compiles_again():
+    """Points, their number, prompt, alpha, beta, radius, t0, guidance, length of the way and seed are arrays."""
+    drag(nano(), pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
+    compiled = operate._cache_size()
+    others = replace(QUICK, alpha=1.0, beta=0.5, radius=3, t0=0.5, guidance=(2.0, 4.0), step_size=1.0)
+    two = np.array([[8, 8], [30, 30]])
+    drag(nano(), pictures()[1], two, two + 9, None, "a boat", others, key=jr.key(1))
+    assert operate._cache_size() == compiled
+    drag(nano(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, steps=5), key=jr.key(0))
+    assert operate._cache_size() == compiled + 1
+
+
+def test_several_pictures_at_once():
+    """Each has its own points and mask; the one with the shorter way rests in the later operations."""
+    mask = np.zeros((64, 64), np.float32)
+    mask[:, :32] = 1
+    drags = [Drag(pictures()[0], SOURCE, TARGET), Drag(pictures()[1], SOURCE, SOURCE + 4, mask, "a boat")]
+    long, short = drag_many(nano(), drags, QUICK, key=jr.key(0), keep_frames=True)
+    assert len(long.frames) == 3 and len(short.frames) == 1
+    np.testing.assert_array_equal(short.image, short.frames[0])
+    x0 = np.asarray(encode(nano(), pictures()[1:2]))[0]
+    assert distance(short.latents[:, 8:], x0[:, 8:]) < RECONSTRUCTION_32
+    assert distance(short.latents[:, :8], x0[:, :8]) > 1e-3
+    assert short.record["prompt"] == "a boat" and long.record["config"]["radius"] == 2
+
+
+def test_t0_for_a_patch():
+    """Cells of the patch times SNR are those of the published patch at 0.6, which is its own t0."""
+    schedule = nano().schedule
+    for radius in (1, 2, 5, 8):
+        t0 = DragConfig(radius=radius, t0="auto").start(schedule)
+        cells = (2 * radius) ** 2 * np.exp(schedule.log_snr(jnp.array([t0])))
+        np.testing.assert_allclose(cells, 100 * np.exp(schedule.log_snr(jnp.array([0.6]))), rtol=1e-4)
+    assert DragConfig(t0="auto").start(schedule) == pytest.approx(0.6, abs=1e-5)
+
+
+def test_amplified_once():
+    """The second operation copies as it is: the drag is the two operations one after the other."""
+    config, key = replace(QUICK, alpha=1.5, alpha_first=True, step_size=3.0), jr.key(0)
+    given = (nano(), pictures()[0], SOURCE)
+    found, always = (
+        drag(*given, TARGET, config=replace(config, alpha_first=once), key=key, keep_frames=True)
+        for once in (True, False)
+    )
+    assert len(found.frames) == 2
+    np.testing.assert_array_equal(found.frames[0], always.frames[0])
+    half = drag(*given, np.array([[32, 40]]), config=replace(config, alpha_first=False), key=key)
+    np.testing.assert_array_equal(half.image, found.frames[0])
+    assert np.abs(found.image - always.image).max() > 0.05
+
+
+def test_noise_goes_with_the_patch():
+    """At every step: what was at the source is at the target, fresh unit noise is at the source, the rest stays."""
+    noise = jr.normal(jr.key(0), (200, 2, 9, 9, 4), "float32")
+    places = np.array([[[2, 3], [-1, -1]], [[-1, -1], [-1, -1]]])
+    move = Move(jnp.asarray(places), jnp.asarray(places + np.array([4, 1])), jnp.asarray(places[..., 0] >= 0))
+    found = carry(noise, move, jnp.int32(1), jr.key(1))
+    np.testing.assert_array_equal(found[:, 0, 3:5, 5:7], noise[:, 0, 2:4, 1:3])
+    left = np.asarray(found[:, 0, 2:4, 1:3])
+    assert abs(left.mean()) < 0.1 and abs(left.std() - 1) < 0.05  # of 3200 numbers
+    assert not np.isin(left, noise).any()
+    changed = np.asarray((found != noise).any(axis=(0, 4)))
+    assert changed[0].sum() == 8 and not changed[1].any()
+
+
+def test_carried_noise_changes_the_drag():
+    plain, carried = (
+        drag(nano(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, carry_noise=yes), key=jr.key(0)).image
+        for yes in (False, True)
+    )
+    assert np.abs(plain - carried).max() > 0.05
+
+
+@pytest.mark.parametrize("reach", [1, 4])
+def test_the_nearest_features(reach):
+    rng = np.random.default_rng(reach)
+    features = rng.normal(size=(2, 7, 9, 5)).astype(np.float32)
+    wanted, places = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.integers(0, 7, (2, 3, 2))
+    found = nearest(jnp.asarray(features), jnp.asarray(wanted), jnp.asarray(places), reach)
+    for b, p in np.ndindex(2, 3):
+        x, y = places[b, p]
+        window = [
+            (features[b, j, i] @ wanted[b, p], (i, j))
+            for j in range(max(y - reach, 0), min(y + reach + 1, 7))
+            for i in range(max(x - reach, 0), min(x + reach + 1, 9))
+        ]
+        assert tuple(np.asarray(found[b, p])) == max(window)[1]
+
+
+def test_a_pursuit_goes_one_step_at_a_time():
+    """Never further than a step, always nearer, until it is there; points that are not there are left alone."""
+    places, target = np.array([[[1, 2], [9, 9], [-1, -1]]]), np.array([[[12, 7], [9, 8], [-1, -1]]])
+    pursuit = Pursuit(None, None, places, target, (places != target).any(-1))  # type: ignore[arg-type]
+    for _ in range(20):
+        move = pursuit.move(2.5, False)
+        if not move.active.any():
+            break
+        step = np.asarray(move.target - move.source)[np.asarray(move.active)]
+        assert (np.abs(step).max(-1) >= 1).all() and (np.linalg.norm(step, axis=-1) <= 2.5 + 0.71).all()
+        places = np.where(move.active[..., None], move.target, places)
+        pursuit = pursuit._replace(places=places, on_its_way=(places != target).any(-1))
+    np.testing.assert_array_equal(places, target)
+    one = Pursuit(None, None, *(np.zeros((1, 3, 2), int), target), np.array([[False, True, True]]))  # type: ignore[arg-type]
+    assert one.move(2.0, True).active.tolist() == [[False, True, False]]
+
+
+def test_features_find_what_has_moved():
+    """A latent shifted by three columns: the sun is found where it went, and where it was if nothing moved."""
+    scenes = draw(jr.key(0), 3)._replace(sun_x=jnp.full(3, 0.3))
+    x = encode(nano(), np.asarray(render(scenes)))
+    sun = np.stack([np.asarray(scenes.sun_x), np.asarray(scenes.sun_y)], -1)
+    cell = (16 * sun).astype(int)[:, None]
+    move = Move(cell, cell + np.array([5, 0]), np.ones((3, 1), bool))
+    pursuit = begin(nano(), x, [""] * 3, [move], jr.key(0))
+    still = pursuit.look(x, move)
+    np.testing.assert_array_equal(still.places, cell)
+    moved = pursuit.look(jnp.roll(x, 3, axis=2), move)
+    assert np.abs(moved.places - cell - [3, 0]).max() <= 1
+
+
+def test_following_ends():
+    """It takes no more than its patience; a picture that has arrived rests."""
+    config = replace(QUICK, follow=True, step_size=3.0)
+    drags = [Drag(pictures()[0], SOURCE, TARGET), Drag(pictures()[1], SOURCE, SOURCE + np.array([12, 0]))]
+    far, near = drag_many(nano(), drags, config, key=jr.key(0))
+    assert 2 <= far.record["operations"] <= 4 and 1 <= near.record["operations"] <= 4 and not far.frames
+    assert np.abs(far.image - pictures()[0]).max() > 0.05
+
+
+def bad(**changes):
+    given = {"image": pictures()[0], "source": SOURCE, "target": TARGET} | changes
+    drag(nano(), **given, config=QUICK, key=jr.key(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target": np.array([[64, 3]])}, r"target \[64, 3\] is outside the picture, which is 64 x 64"),
+        ({"source": np.array([[-1, 3]])}, r"source \[-1, 3\] is outside"),
+        ({"source": np.zeros((0, 2))}, "source must be at least one point"),
+        ({"source": np.array([[np.nan, 3]])}, "not finite"),
+        ({"target": SOURCE}, "the same latent pixel"),
+        ({"target": np.array([[1, 2], [3, 4]])}, "1 source and 2 target points"),
+        ({"mask": np.zeros((64, 64))}, "the mask is black"),
+        ({"mask": np.ones((64, 65))}, "the mask is .65, 64. pixels"),
+        ({"image": np.full((64, 64, 3), np.nan, np.float32)}, "image has values that are not finite"),
+        ({"image": np.full((64, 64, 3), 2, np.float32)}, r"image must lie in \[0, 1\]"),
+        ({"image": np.zeros((64, 64))}, "image must be"),
+    ],
+)
+def test_bad_input_is_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        bad(**change)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("t0", 0.0), ("t0", 1.0), ("steps", 1), ("step_size", 0.0), ("radius", 0), ("beta", 1.5), ("alpha", np.nan)],
+)
+def test_bad_settings_are_named(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} = "):
+        DragConfig(**{setting: value})
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(ValueError, match="cannot be inverted"):
+        DragConfig(method="ode", order=2)
+    with pytest.raises(ValueError, match="carry_noise has nothing to carry"):
+        DragConfig(method="ode", carry_noise=True)
+    with pytest.raises(ValueError, match="do not fit the published grid"):
+        DragConfig(t0=0.6, steps=900, compat="reference").grid(nano().schedule)

@@ -1,0 +1,121 @@
+"""Image to image: against loops written out in torch, and the laws that the paper states."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from sd_port.edits.canvas import encode, latent_mask
+from sd_port.edits.translate import LATENTS, TranslateConfig, difference_mask, reconstruct, translate
+from sd_port.nano.scenes import draw, objects, render
+from sd_port.pipeline import StableDiffusion
+from sd_port.weights.hub import BUNDLED
+from tests.sd_port.edits.torch_translate import predictor, translated
+from tests.sd_port.torch_models import distance, to_nchw
+from tests.tolerances import PIPELINE, RECONSTRUCTION_32
+from theory.solve import unit_noise
+
+QUICK = TranslateConfig(t0=0.601, steps=6, guidance=3.0)  # on timesteps 600, 500, ..., 0
+BEFORE, AFTER = "a red boat with white sails", "a blue boat with yellow sails"
+
+
+@pytest.fixture(scope="module")
+def nano() -> StableDiffusion:
+    return StableDiffusion.load("nano")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.asarray(render(draw(jr.key(0), 2)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", LATENTS)
+def test_against_torch(nano, pictures, kind):
+    """Six steps up without guidance and back with it: same weights, same noise, same latent."""
+    key, x0 = jr.key(1), np.asarray(encode(nano, pictures[:1]))
+    config = replace(QUICK, kind=kind)
+    found = translate(nano, pictures[:1], [BEFORE], [AFTER], config, key=key)[0]
+    path_key, back_key = jr.split(key)
+    up = jr.normal(path_key, (6, *x0.shape), "float32")
+    down = unit_noise(back_key, jnp.asarray(x0), config.grid(nano.schedule))
+    theirs = StableDiffusionPipeline.from_pretrained(BUNDLED["nano"])
+    null, before, after = (torch.from_numpy(np.array(nano.embed([text]))) for text in ("", BEFORE, AFTER))
+    expected = translated(
+        kind,
+        theirs.scheduler.alphas_cumprod,
+        predictor(theirs.unet, null, before, 1.0),
+        predictor(theirs.unet, null, after, 3.0),
+        to_nchw(x0),
+        [100 * i for i in range(7)],
+        [to_nchw(w) for w in np.asarray(up)],
+        [to_nchw(w) for w in np.asarray(down)],
+    )
+    expected = expected.movedim(1, -1).numpy()[0]
+    assert distance(found.latents, expected) < PIPELINE
+    others = [other for other in LATENTS if other != kind]
+    for other in others:
+        different = translate(nano, pictures[:1], [BEFORE], [AFTER], replace(QUICK, kind=other), key=key)[0]
+        assert distance(different.latents, expected) > 10 * PIPELINE
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_only_cycle_sde_gives_the_picture_back(nano, pictures, guidance):
+    """To rounding, with six steps; DDIM inversion loses several percent."""
+    x0 = np.asarray(encode(nano, pictures))
+
+    def lost(kind):
+        results = reconstruct(
+            nano, pictures, ["a boat"] * 2, replace(QUICK, kind=kind, guidance=guidance), key=jr.key(0)
+        )
+        return distance(np.stack([result.latents for result in results]), x0)
+
+    assert lost("cycle") < RECONSTRUCTION_32 and lost("ddib") > 0.02
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_outside_the_mask_nothing_changes(nano, pictures, kind):
+    masks = np.zeros((2, 64, 64), np.float32)
+    masks[:, 32:] = 1
+    results = translate(
+        nano, pictures, [BEFORE] * 2, [AFTER] * 2, replace(QUICK, kind=kind), key=jr.key(0), masks=masks
+    )
+    x, x0 = np.stack([result.latents for result in results]), np.asarray(encode(nano, pictures))
+    assert distance(x[:, :8], x0[:, :8]) < RECONSTRUCTION_32 and distance(x[:, 8:], x0[:, 8:]) > 0.05
+    np.testing.assert_array_equal(latent_mask(masks[0], 4)[..., 0], np.repeat([[0.0], [1.0]], 8, axis=0).repeat(16, 1))
+
+
+def test_the_mask_finds_what_is_to_change(nano):
+    """Two prompts that differ in the boat's colours: the boat's pixels differ more than the rest."""
+    scene = draw(jr.key(3), 8)
+    pictures = np.asarray(render(scene))
+    found = difference_mask(nano, pictures, [BEFORE] * 8, [AFTER] * 8, key=jr.key(0), guidance=3.0)
+    boat = np.asarray(objects(scene)["boat"])
+    heat = found.heat.repeat(4, axis=1).repeat(4, axis=2)
+    assert heat[boat].mean() > 2 * heat[~boat].mean()
+    assert set(np.unique(found.mask)) == {0.0, 1.0} and found.mask.shape == pictures.shape[:3]
+    with pytest.raises(ValueError, match="ask for the same"):
+        difference_mask(nano, pictures, [BEFORE] * 8, [BEFORE] * 8, key=jr.key(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"t0": 0.0}, "t0 = 0.0"),
+        ({"t0": 1.1}, "t0 = 1.1"),
+        ({"steps": 0}, "steps = 0"),
+        ({"kind": "ddib", "order": 2}, "DDIB takes order 1"),
+    ],
+)
+def test_bad_settings_are_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        TranslateConfig(**settings)
+
+
+def test_prompts_that_do_not_fit_are_counted(nano, pictures):
+    with pytest.raises(ValueError, match="2 pictures need as many prompts, got 1 and 2"):
+        translate(nano, pictures, [BEFORE], [AFTER] * 2, QUICK, key=jr.key(0))

@@ -1,0 +1,198 @@
+"""The edits as commands: files in and out, replays, and one line for what cannot be done."""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import jax.random as jr
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd_port.__main__ import main
+from sd_port.commands.replay import EDITS
+from sd_port.images import read_image, read_record, to_pil
+from sd_port.nano.scenes import draw, render
+
+DRAG = ("--source", "20", "40", "--target", "32", "40", "--steps", "3", "--t0", "0.3", "--radius", "2")
+ENOUGH = {
+    "drag": DRAG,
+    "inpaint": ("--mask", "mask.png", "--prompt", "a boat", "--steps", "3"),
+    "sdedit": ("--prompt", "a boat", "--steps", "3"),
+    "cycle": ("--source-prompt", "a boat", "--prompt", "a red boat", "--steps", "3"),
+    "ddib": ("--source-prompt", "a boat", "--prompt", "a red boat", "--steps", "3"),
+    "diffedit": ("--source-prompt", "a red boat", "--prompt", "a blue boat", "--steps", "3"),
+    "reconstruct": ("--prompt", "a boat", "--steps", "3"),
+}
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """A folder with a picture and a mask; what main() sets for the rest of its process goes back to what it was."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    monkeypatch.chdir(tmp_path)
+    to_pil(render(draw(jr.key(0), 1))[0]).save("sea.png")
+    Image.fromarray(np.repeat(np.uint8([[0], [255]]), 32, axis=0).repeat(64, axis=1)).save("mask.png")
+
+
+def refused(capsys, *args: str) -> str:
+    before = sorted(os.listdir())
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    assert stop.value.code == 2 and sorted(os.listdir()) == before
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("sd-edit: ")
+    return line
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_every_edit_can_be_replayed(name, capsys):
+    """A picture of the size that came in, a JSON file beside it, and the same file again from that alone."""
+    main([name, "sea.png", *ENOUGH[name]])
+    assert capsys.readouterr().out.splitlines()[-1] == "edited.png"
+    before, after = read_image("sea.png"), read_image("edited.png")
+    assert after.shape == before.shape and np.abs(after - before).max() > 0.01
+    record = json.loads(Path("edited.json").read_text())
+    assert record == read_record("edited.png") and record["command"] == name
+    main(["replay", "edited.json"])
+    assert Path("edited.png").read_bytes() == Path("replayed.png").read_bytes()
+    main([name, "sea.png", *ENOUGH[name], "--seed", "1", "--out", "other.png"])
+    if name not in ("ddib", "reconstruct"):  # one has no noise, the other gives the picture back
+        assert np.abs(read_image("other.png") - after).max() > 0.01
+
+
+def test_what_is_replayed_must_not_have_changed(capsys):
+    main(["drag", "sea.png", *DRAG])
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("sea.png")
+    assert "sea.png has changed since" in refused(capsys, "replay", "edited.json")
+    os.remove("sea.png")
+    assert "sea.png is not there" in refused(capsys, "replay", "edited.json")
+    assert "not the JSON file" in refused(capsys, "replay", "edited.png")
+
+
+def test_points_from_a_file_and_frames(capsys):
+    """DragBench's prompt.json does for the three options, and so does the JSON file of an earlier drag."""
+    main(["drag", "sea.png", *DRAG, "--save-frames", "frames.gif"])
+    with Image.open("frames.gif") as gif:
+        assert gif.n_frames == 3  # the picture and two operations: three latent pixels in steps of two
+    Path("prompt.json").write_text(json.dumps({"source": [[20, 40]], "target": [[32, 40]], "prompt": ""}))
+    for name in ("prompt.json", "edited.json"):
+        main(["drag", "sea.png", "--edit", name, *DRAG[6:], "--out", f"{name}.png"])
+        np.testing.assert_array_equal(read_image(f"{name}.png"), read_image("edited.png"))
+
+
+def test_adapters_on_the_way_and_in_a_file(capsys):
+    """Trained within a drag they change the result; from a file of their own they are read again."""
+    main(["drag", "sea.png", *DRAG])
+    main(["drag", "sea.png", *DRAG, "--lora-steps", "10", "--lora-rank", "2", "--out", "kept.png"])
+    assert np.abs(read_image("kept.png") - read_image("edited.png")).max() > 0.01
+    main(["lora", "sea.png", "--steps", "10", "--rank", "2", "--learning-rate", "1e-2"])
+    main(["drag", "sea.png", *DRAG, "--lora", "lora.safetensors", "--out", "loaded.png"])
+    assert np.abs(read_image("loaded.png") - read_image("edited.png")).max() > 0.01
+    assert "lora.safetensors: exists already" in refused(capsys, "lora", "sea.png")
+    both = ("--lora", "lora.safetensors", "--lora-steps", "3", "--out", "both.png")
+    assert "give one of the two" in refused(capsys, "drag", "sea.png", *DRAG, *both)
+
+
+def folder_of_pictures() -> list[np.ndarray]:
+    """Three pictures of one size and one of another."""
+    Path("in").mkdir()
+    images = [np.asarray(image) for image in render(draw(jr.key(1), 4))]
+    images[3] = images[3][:40]
+    for i, image in enumerate(images):
+        to_pil(image).save(f"in/{i}.png")
+    return images
+
+
+BATCH = ("sdedit", "--batch", "in", "--out", "done", "--batch-size", "2", *ENOUGH["sdedit"])
+
+
+def test_a_folder(capsys):
+    """Every picture gets its result and record; each can be replayed alone, out of its batch."""
+    images = folder_of_pictures()
+    main(list(BATCH))
+    for i, image in enumerate(images):
+        after = read_image(f"done/{i}.png")
+        assert after.shape == image.shape and np.abs(after - image).max() > 0.05
+        assert read_record(f"done/{i}.png")["item"] == str(i)
+    assert read_record("done/1.png")["place"] == [1, 2] and read_record("done/2.png")["place"] == [0, 2]
+    main(["replay", "done/1.json", "--out", "again.png"])
+    np.testing.assert_array_equal(read_image("again.png"), read_image("done/1.png"))
+
+
+def test_a_folder_is_resumed(capsys, monkeypatch):
+    """What is there is not made again, what is missing comes out as before, and other options need another folder."""
+    folder_of_pictures()
+    main(list(BATCH))
+    first = {path.name: path.read_bytes() for path in Path("done").iterdir()}
+    times = {name: Path("done", name).stat().st_mtime_ns for name in first}
+    os.remove("done/2.png")
+    main(list(BATCH))
+    assert {path.name: path.read_bytes() for path in Path("done").iterdir()} == first
+    changed = {name for name in first if Path("done", name).stat().st_mtime_ns != times[name]}
+    assert changed == {"2.png", "2.json"}
+    monkeypatch.setattr("sd_port.commands.edit.StableDiffusion.load", None)  # nothing to do: not even loaded
+    main(list(BATCH))
+    assert "made with other options" in refused(capsys, *BATCH, "--seed", "1")
+
+
+def test_a_folder_of_drags(capsys):
+    """Items as in DragBench bring their own points, masks and prompts."""
+    for name, source, target in (("a_0", [8, 40], [20, 40]), ("b_1", [30, 30], [30, 38])):
+        Path("in", name).mkdir(parents=True)
+        shutil.copy("sea.png", f"in/{name}/origin_image.png")
+        shutil.copy("mask.png", f"in/{name}/mask.png")
+        request = {"source": [source], "target": [target], "prompt": "a boat"}
+        Path("in", name, "prompt.json").write_text(json.dumps(request))
+    main(["drag", "--batch", "in", "--out", "done", "--batch-size", "2", *DRAG[6:]])
+    records = [read_record(f"done/{name}.png") for name in ("a_0", "b_1")]
+    assert [record["target"] for record in records] == [[[20, 40]], [[30, 38]]]
+    assert all(np.abs(read_image(f"done/{name}.png") - read_image("sea.png")).max() > 0.05 for name in ("a_0", "b_1"))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("drag", "sea.png"), "source must be at least one point"),
+        (("drag", "sea.png", *DRAG, "--t0", "1.5"), "t0 = 1.5"),
+        (("drag", "sea.png", *DRAG, "--steps", "0"), "steps = 0"),
+        (("drag", "none.png", *DRAG), "none.png: cannot be read"),
+        (("drag", "cut.png", *DRAG), "cut.png: cannot be read"),
+        (("drag", "sea.png", *DRAG, "--mask", "none.png"), "none.png: cannot be read"),
+        (("drag", "sea.png", *DRAG, "--mask", "black.png"), "the mask is black"),
+        (("drag", "sea.png", *DRAG, "--mask", "small.png"), "the mask is (8, 8) pixels"),
+        (("drag", "sea.png", *DRAG, "--out", "edited.jpg"), "must end in .png"),
+        (("drag", "sea.png", *DRAG, "--out", "sea.png"), "exists already"),
+        (("drag", "sea.png", *DRAG, "--out", "taken.png"), "taken.json exists already"),
+        (("drag", "sea.png", *DRAG, "--save-frames", "frames.mp4"), "must end in .gif"),
+        (("drag", "sea.png", *DRAG, "--save-frames", "sea.gif"), "exists already"),
+        (("drag", "sea.png", "--edit", "bad.json"), 'must be JSON like {"source"'),
+        (("drag", *DRAG), "give one picture to edit, or --batch"),
+        (("drag", "sea.png", "--batch", "."), "give one picture to edit, or --batch"),
+        (("sdedit", "--batch", "nowhere", "--out", "done"), "--batch nowhere: is not a folder"),
+        (("sdedit", "--batch", ".", "--out", "done.png"), "with --batch give a folder"),
+        (("sdedit", "--batch", ".", "--out", "done", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
+        (("drag", "--batch", ".", "--out", "done", "--lora-steps", "3"), "give --batch-size 1"),
+        (("drag", "--batch", ".", "--out", "done", "--save-frames", "a.gif"), "give it without --batch"),
+        (("inpaint", "sea.png"), "--mask: inpainting needs one"),
+        (("cycle", "sea.png", "--t0", "0"), "t0 = 0"),
+        (("lora", "sea.png", "--rank", "0"), "rank = 0"),
+        (("lora", "sea.png", "--out", "lora.bin"), "must end in .safetensors"),
+        (("lora", "sea.png", "--learning-rate", "1e30", "--steps", "20"), "lower the learning rate"),
+        (("diffedit", "sea.png", "--prompt", "a boat", "--source-prompt", "a boat"), "ask for the same"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(args, said, capsys):
+    for name, content in (
+        ("cut.png", Path("sea.png").read_bytes()[:500]),
+        ("taken.json", b"{}"),
+        ("sea.gif", b""),
+        ("bad.json", b"[1]"),
+    ):
+        Path(name).write_bytes(content)
+    Image.new("L", (64, 64)).save("black.png")
+    Image.new("L", (8, 8), 255).save("small.png")
+    assert said in refused(capsys, *args)

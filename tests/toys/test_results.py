@@ -1,0 +1,55 @@
+"""Rows of results and files of results."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from toys import priors, store
+from toys.results import Row, table
+
+
+def test_rows_agree_within_four_errors():
+    """Estimates by their standard error, exact numbers by their digits; what has no exact value claims nothing."""
+    assert Row("x", 1.0, 0.1, 1.39).agrees and not Row("x", 1.0, 0.1, 1.41).agrees
+    assert Row("x", 1.00009, exact=1.0).agrees and not Row("x", 1.001, exact=1.0).agrees
+    assert Row("x", 1.0).agrees and not Row("x", math.nan, exact=1.0).agrees
+
+
+def test_table():
+    """One line a row, errors counted where there are some."""
+    lines = table([Row("a", 0.5, 0.1, 0.3, "why"), Row("b", 2.0)]).splitlines()
+    assert lines[2] == "| a | 0.5 | 0.1 | 0.3 | +2.0 errors | why |" and lines[3] == "| b | 2 |  |  |  |  |"
+
+
+def arrays() -> priors.Arrays:
+    return priors.Arrays(*(np.full(2, float(i)) for i in range(len(priors.Arrays._fields))))
+
+
+def test_arrays_carry_what_made_them(tmp_path):
+    """Config with seed, versions, sources, commit; a change in any of the first three is seen."""
+    made_by = store.made_by(priors.Config(seed=5))
+    store.save(tmp_path / "a.npz", arrays()._asdict(), made_by)
+    found = store.load(tmp_path / "a.npz")
+    assert found is not None and found[1] == made_by and found[1]["config"]["seed"] == 5
+    assert set(made_by) == {"config", "versions", "sources", "commit"} and made_by["versions"]["jax"]
+    for name, array in arrays()._asdict().items():
+        np.testing.assert_array_equal(found[0][name], array)
+    assert store.same(made_by, made_by | {"commit": "another"})
+    assert not store.same(made_by, store.made_by(priors.Config(seed=6)))
+    assert not store.same(made_by, made_by | {"sources": "others"})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK not a zip", None])
+def test_what_cannot_be_read_is_not_there(tmp_path, content):
+    """An empty, a broken and a missing file: all are made anew."""
+    if content is not None:
+        (tmp_path / "a.npz").write_bytes(content)
+    assert store.load(tmp_path / "a.npz") is None
+
+
+def test_pickles_are_not_opened(tmp_path):
+    """An .npz with an object in it would need unpickling: it counts as unreadable."""
+    np.savez(tmp_path / "a.npz", made_by=np.array(json.dumps({})), x=np.array([{}], dtype=object))
+    assert store.load(tmp_path / "a.npz") is None

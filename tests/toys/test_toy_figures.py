@@ -1,0 +1,73 @@
+"""`toy-figures` as a user meets it: files, what is not computed again, and what is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from toys import priors
+from toys.__main__ import EXPERIMENTS, main
+
+
+@pytest.fixture(autouse=True)
+def only_here(monkeypatch):
+    """main() sets what compiles for the rest of its process; here it goes back to what it was."""
+    monkeypatch.setattr("toys.__main__.keep_compilations", lambda: None)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+
+
+def code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return stop.value.code
+
+
+def test_files_and_repetition(tmp_path, monkeypatch, capsys):
+    """Figures, arrays and numbers; again nothing is computed; a missing figure is drawn from the arrays."""
+    out = tmp_path / "made" / "here"
+    usual = ("--out", str(out), "--tiny", "--only", "priors")
+    assert code(*usual) == 0
+    assert "optimization_level=0" in os.environ["XLA_FLAGS"]
+    assert {path.name for path in out.iterdir()} == {"priors.npz", "priors.pdf", "priors.png", "results.md"}
+    assert capsys.readouterr().out.strip() == str(out / "results.md")
+    with np.load(out / "priors.npz") as file:
+        assert json.loads(str(file["made_by"]))["config"]["samples"] == priors.Config.tiny().samples
+    text = (out / "results.md").read_text()
+    assert priors.TITLE in text and "0.846 in the paper's figure" in text
+
+    def unwanted(config):
+        raise AssertionError("computed again")
+
+    drawn = (out / "priors.pdf").stat().st_mtime_ns
+    (out / "priors.png").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(priors, "run", unwanted)
+        assert code(*usual) == 0
+        assert (out / "priors.png").exists() and (out / "priors.pdf").stat().st_mtime_ns == drawn
+        os.utime(out / "priors.pdf", ns=(0, 0))  # older than the arrays: a run was cut off before it drew
+        assert code(*usual) == 0
+        assert (out / "priors.pdf").stat().st_mtime_ns > 0
+        with pytest.raises(AssertionError):
+            main([*usual, "--force"])
+        with pytest.raises(AssertionError):  # another configuration is computed
+            main(["--out", str(out), "--only", "priors"])
+    assert {path.name for path in out.iterdir()} == {"priors.npz", "priors.pdf", "priors.png", "results.md"}
+
+
+def test_list(capsys):
+    assert code("--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(EXPERIMENTS)
+
+
+def test_refused(tmp_path, capsys):
+    """One line, exit code 2."""
+    (tmp_path / "file").write_text("")
+    for arguments, said in (
+        (("--only", "prior"), "--only prior: no such experiment; choose from priors"),
+        (("--only",), "--only: name at least one of priors"),
+        (("--out", str(tmp_path / "file")), str(tmp_path / "file")),
+    ):
+        assert code(*arguments) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith("toy-figures: ") and said in line and "\n" not in line

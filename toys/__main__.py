@@ -1,0 +1,75 @@
+"""toy-figures: every toy experiment as figures, arrays and tables."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from theory.compilations import compile_quickly, keep_compilations
+from toys import runner
+from toys.runner import Options, Suite
+
+EXPERIMENTS = ("priors", "kl", "plane", "learned", "steps", "drag")  # modules of this package, in reading order
+SUITE = Suite(
+    package="toys",
+    names=EXPERIMENTS,
+    label="Toys",
+    heading="# The toy experiments in numbers\n\n"
+    "Errors are standard errors of samples; `exact` is known otherwise than by sampling.\n",
+    folders=("theory", "toys"),
+    at_once=True,
+)
+
+
+@dataclass(frozen=True)
+class Args(Options):
+    """Draws the figures of the toy experiments, and writes their arrays and numbers beside them.
+
+    What is there already, from the same configuration, versions and sources, is not computed again.
+    """
+
+    out: Path = Path("out/toys")
+    only: tuple[str, ...] = EXPERIMENTS
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command `toy-figures`."""
+    args = tyro.cli(Args, args=argv, prog="toy-figures", config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        runner.check(SUITE, args)
+    except (ValueError, OSError) as error:
+        print(f"toy-figures: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        run(args)
+    except OSError as error:
+        print(f"toy-figures: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        os._exit(130)  # without waiting for the experiments that run; files are whole or not there
+    sys.exit(0)
+
+
+def experiment(name: str) -> Any:
+    """The module of an experiment: TITLE, Config, Arrays, run, plot and rows."""
+    return SUITE.experiment(name)
+
+
+def run(args: Args) -> None:
+    """Makes what the arguments ask for. Raises OSError where it cannot write."""
+    if args.list:
+        runner.show(SUITE)
+        return
+    jax.config.update("jax_enable_x64", True)
+    keep_compilations()
+    if args.tiny:
+        compile_quickly()
+    runner.run(SUITE, args)
+
+
+if __name__ == "__main__":
+    main()

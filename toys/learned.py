@@ -1,0 +1,300 @@
+"""Learned scores: what training error does to the generated law, and where randomness stops helping.
+
+A small network learns the noise prediction of the paper's toy from samples. Its law under the reverse lambda-SDE is
+solved for, not sampled (`theory.fokker_planck`), and so is each term of
+
+    dKL/dtau = -lam²/2 g² I(p~|p) + (1 + lam²)/2 g² E_p~[e . grad log p~/p],      e = learned score - score.
+
+The first term is the healing of Theorem 3.1; the second is the error's part, mostly harm, whose factor grows with
+noise. The trade-off is that of Cao et al. 2023 (arXiv 2306.02063) and Schaeffer et al. 2025 (arXiv 2506.11378).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib
+import numpy as np
+import optax
+from flax import nnx
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from scipy.integrate import cumulative_simpson
+
+from theory.checks import paper_problem
+from theory.fokker_planck import inexact_curve, inexact_flow
+from theory.problems import InexactCurve, Problem
+from theory.processes import marginal
+from theory.solve import sample, time_grid
+from theory.solvers import DDIM
+from theory.types import PRNGKey, Time, Times
+from toys.results import Row
+from toys.style import INK, ODE, OTHERS, SDE, figure, letter, styled
+
+TITLE = "Learned scores: where randomness stops helping"
+END = 1e-3  # a learned noise prediction is not a score at t = 0
+STARTS = ("the right start", "a wrong start")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The network and its training, when it is looked at, and the noise levels from 0 up; the rest is of the solver."""
+
+    width: int = 64
+    batch: int = 512
+    learning_rate: float = 2e-3
+    trained: tuple[int, ...] = (200, 600, 2000, 6000)
+    levels: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0)
+    times: int = 81
+    cells: int = 500
+    samples: int = 20_000
+    steps: int = 500
+    seed: int = 0
+
+    @classmethod
+    def tiny(cls) -> "Config":
+        return cls(32, 256, 4e-3, (300, 900), (0.0, 1.0, 2.0), 41, 200, 1000, 100)
+
+
+class Arrays(NamedTuple):
+    """Axes: start (right, wrong), training, level, then time."""
+
+    trained: np.ndarray  # (trained,) steps of training
+    levels: np.ndarray  # (levels,)
+    ts: np.ndarray  # (times,)
+    beta: np.ndarray  # (times,) g²
+    kl: np.ndarray  # (2, trained, levels, times)
+    kl_error: np.ndarray  # (2, trained, levels) at the end, of the solver
+    fisher: np.ndarray  # (2, trained, levels, times)
+    error: np.ndarray  # (2, trained, levels, times) E[e . grad log h]
+    upper: np.ndarray  # (2, trained, levels) weight of the upper mode at the end
+    exact: np.ndarray  # (levels,) KL of the wrong start with the exact score
+    score_error: np.ndarray  # (trained, times) E_p |e|²
+    sampled: np.ndarray  # (2,) share of samples in the upper mode: wrong start, lam = 1, the last network; its error
+
+
+class NoiseNet(nnx.Module):
+    """eps of points x (n, 1) at times of this log_snr: three layers on x and waves of log_snr, and a linear skip."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.first = nnx.Linear(10, width, rngs=rngs)
+        self.second = nnx.Linear(width, width, rngs=rngs)
+        self.third = nnx.Linear(width, width, rngs=rngs)
+        self.last = nnx.Linear(width, 1, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n 1"], log_snr: Float[Array, "n 1"]) -> Float[Array, "n 1"]:
+        u = log_snr / 10
+        waves = [f(k * jnp.pi * u) for k in (0.5, 1.0, 2.0, 4.0) for f in (jnp.sin, jnp.cos)]
+        h = nnx.silu(self.first(jnp.concatenate([x, u, *waves], axis=-1)))
+        h = h + nnx.silu(self.second(h))
+        h = h + nnx.silu(self.third(h))
+        return x + self.last(h)  # at t = 1 the exact prediction is x, nearly
+
+
+def noise_fn(problem: Problem, graph: nnx.GraphDef, weights: nnx.State, exact: float | Array = 0.0) -> Partial:
+    """The network as a `NoiseFn` for points (n, 1) at one time; exact = 1 puts the exact prediction in its place.
+
+    New weights, and the switch, are new arrays and not a new trace.
+    """
+    return Partial(partial(_predict, graph), problem, weights, jnp.asarray(exact))
+
+
+def _predict(graph: nnx.GraphDef, problem: Problem, weights: nnx.State, exact: Array, x: Float[Array, "n 1"], t: Time):
+    learned = nnx.merge(graph, weights)(x, jnp.full_like(x, problem.schedule.log_snr(t)))
+    return jnp.where(exact, -problem.schedule.sigma(t) * problem.marginal(t).score(x), learned)
+
+
+def train(problem: Problem, config: Config) -> tuple[nnx.GraphDef, nnx.State]:
+    """Denoising score matching, E |eps(alpha x_0 + sigma eps, t) - eps|², t uniform: the weights after each of
+    `config.trained` steps, stacked."""
+    graph, weights = nnx.split(NoiseNet(config.width, rngs=nnx.Rngs(config.seed)))
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.trained[-1], alpha=0.02)
+    optimizer = optax.adam(rate)
+
+    def loss_fn(weights: nnx.State, key: PRNGKey) -> Float[Array, ""]:
+        data_key, time_key, noise_key = jr.split(key, 3)
+        x0 = problem.target.sample(data_key, (config.batch,))
+        t = jr.uniform(time_key, (config.batch, 1), minval=END)
+        eps = jr.normal(noise_key, x0.shape)
+        x = jax.vmap(lambda x0, t, eps: (q := marginal(problem.schedule, x0, t)).mean + q.std * eps)(x0, t[:, 0], eps)
+        return jnp.mean((nnx.merge(graph, weights)(x, problem.schedule.log_snr(t)) - eps) ** 2)
+
+    @partial(jax.jit, static_argnums=2)
+    def advance(weights, moments, steps: int, key):
+        def step(carry, key):
+            weights, moments = carry
+            update, moments = optimizer.update(jax.grad(loss_fn)(weights, key), moments)
+            return (optax.apply_updates(weights, update), moments), None
+
+        return jax.lax.scan(step, (weights, moments), jr.split(key, steps))[0]
+
+    moments, looks = optimizer.init(weights), []
+    unit = int(np.gcd.reduce(config.trained))  # so that one program does for all
+    done = 0
+    for stop in config.trained:
+        while done < stop:
+            weights, moments = advance(weights, moments, unit, jr.fold_in(jr.key(config.seed + 1), done))
+            done += unit
+        looks.append(weights)
+    return graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *looks)
+
+
+def run(config: Config) -> Arrays:
+    p = paper_problem()
+    graph, weights = train(p, config)
+    # Denser at both ends: a wrong start heals fastest at once, and the score's error is largest at the data.
+    ts = END + (1 - END) * (1 + jnp.cos(jnp.linspace(0.0, jnp.pi, config.times))) / 2
+    levels = jnp.array(config.levels)
+    # Every network, and the exact prediction in the last place; the starts have one shape, so one program serves all.
+    with_last = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), weights)
+    exact = jnp.arange(len(config.trained) + 1) == len(config.trained)
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), p.start)
+    wrong = twice._replace(log_weights=twice.log_weights - np.log(2))
+    networks = jax.vmap(partial(noise_fn, p, graph))(with_last, exact)
+    starts = [p._replace(start=start) for start in (p.marginal(p.t0), wrong)]
+    curves = [_laws(given, networks, ts, levels[1:], config.cells) for given in starts]
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), *curves)
+    learned = jax.tree.map(lambda leaf: leaf[:, :-1], both)
+
+    last = noise_fn(p, graph, jax.tree.map(lambda leaf: leaf[-1], weights))
+    grid = time_grid(p.schedule, config.steps, end=END)
+    x = p.start.sample(jr.key(config.seed + 2), (config.samples,))
+    ends = sample(DDIM(p.schedule, 1.0), last, x, grid, jr.key(config.seed + 3))
+    share = float(jnp.mean(ends > 0))
+    return Arrays(
+        trained=np.array(config.trained),
+        levels=np.asarray(levels),
+        ts=np.asarray(ts),
+        beta=np.asarray(p.schedule.beta(ts)),
+        kl=learned.kl.value,
+        kl_error=learned.kl.error[..., -1],
+        fisher=learned.fisher.value,
+        error=learned.error.value,
+        upper=learned.mode_weights[..., -1, int(np.argmax(p.target.means[:, 0]))],
+        exact=both.kl.value[1, -1, :, -1],
+        score_error=np.asarray(_score_errors(p, networks, ts))[:-1],
+        sampled=np.array([share, np.sqrt(share * (1 - share) / config.samples)]),
+    )
+
+
+@partial(jax.jit, static_argnums=4)
+def _laws(p: Problem, networks: Partial, ts: Times, levels: Float[Array, " levels"], cells: int) -> InexactCurve:
+    """Curves of (networks, 1 + levels): the ODE, then these noise levels."""
+
+    def curves(network: Partial) -> InexactCurve:
+        still = inexact_flow(p, network, ts)
+        noisy = jax.vmap(lambda lam: inexact_curve(p, network, ts, lam, cells, cells // 2))(levels)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), still, noisy)
+
+    return jax.vmap(curves)(networks)
+
+
+@jax.jit
+def _score_errors(p: Problem, networks: Partial, ts: Times) -> Float[Array, "networks times"]:
+    """E_p |e|², the trapezoidal rule."""
+    x = jnp.linspace(-5, 5, 2001)[:, None]
+
+    def at(network: Partial, t: Time) -> Float[Array, ""]:
+        marginal = p.marginal(t)
+        e = -network(x, t) / p.schedule.sigma(t) - marginal.score(x)
+        return jnp.sum(jnp.exp(marginal.log_prob(x)) * e[:, 0] ** 2) * (x[1, 0] - x[0, 0])
+
+    return jax.vmap(lambda network: jax.lax.map(partial(at, network), ts))(networks)
+
+
+def terms(arrays: Arrays, start: int, trained: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """What noise removes and what the score's error adds, each integrated from t = 1 to every time: (times,)."""
+    lam = arrays.levels[level]
+    rates = (
+        lam**2 / 2 * arrays.beta * arrays.fisher[start, trained, level],
+        (1 + lam**2) / 2 * arrays.beta * arrays.error[start, trained, level],
+    )
+    removed, added = (cumulative_simpson(rate, x=-arrays.ts, initial=0) for rate in rates)
+    return removed, added
+
+
+def imbalance(arrays: Arrays) -> np.ndarray:
+    """(2, trained, levels): by how much the two terms miss the change of KL, over the largest of the three."""
+    found = np.empty(arrays.kl.shape[:3])
+    for i, j, k in np.ndindex(*found.shape):
+        removed, added = terms(arrays, i, j, k)
+        change = arrays.kl[i, j, k, -1] - arrays.kl[i, j, k, 0]
+        found[i, j, k] = abs(added[-1] - removed[-1] - change) / max(removed[-1], abs(added[-1]), abs(change))
+    return found
+
+
+def rows(arrays: Arrays) -> list[Row]:
+    one = int(np.flatnonzero(arrays.levels == 1)[0])
+    found = [
+        Row(
+            "weight of the upper mode, wrong start, λ = 1, the last network: samples",
+            arrays.sampled[0],
+            arrays.sampled[1],
+            arrays.upper[1, -1, one],
+            "exact: the solved law",
+        )
+    ]
+    for i, start in enumerate(STARTS):
+        for j, trained in enumerate(arrays.trained):
+            best = int(arrays.kl[i, j, :, -1].argmin())
+            for k in sorted({0, one, best}):
+                mark = ", the best" if k == best else ""
+                what = f"KL at the end from {start}, {trained} training steps, λ = {arrays.levels[k]:g}{mark}"
+                remark = f"± {arrays.kl_error[i, j, k]:.1g}, the solver's own estimate"
+                found.append(Row(what, arrays.kl[i, j, k, -1], remark=remark))
+    removed, added = terms(arrays, 1, -1, one)
+    found.append(Row("the last network, wrong start, λ = 1: what noise removes", removed[-1]))
+    found.append(Row("and what the error adds", added[-1]))
+    what = "the two terms less the change of KL, over the larger, at worst"
+    found.append(Row(what, float(imbalance(arrays).max()), remark="all starts, networks and levels; Simpson's rule"))
+    return found
+
+
+@styled
+def plot(arrays: Arrays) -> Figure:
+    made = figure(4.6)
+    axes = made.subplots(2, 2)
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.35, 1, len(arrays.trained)))
+    for i, (axis, start) in enumerate(zip(axes[0], STARTS, strict=True)):
+        for j, (trained, shade) in enumerate(zip(arrays.trained, shades, strict=True)):
+            curve = arrays.kl[i, j, :, -1]
+            axis.plot(arrays.levels, curve, color=shade, marker="o", ms=2, label=f"{trained} training steps")
+            best = int(curve.argmin())
+            axis.plot(arrays.levels[best], curve[best], "o", mfc="none", mec=ODE, ms=7)
+        axis.set(
+            yscale="log", xlabel="noise level λ (0 ODE, 1 SDE)", ylabel="KL to the data, nats", title=f"from {start}"
+        )
+    axes[0, 1].plot(arrays.levels, arrays.exact, color="black", ls=":", label="exact score")
+    axes[0, 1].set_ylim(np.abs(arrays.kl[1, ..., -1]).min() / 3, None)
+    axes[0, 0].plot([], [], "o", mfc="none", mec=ODE, ms=7, label="best")
+    for axis in axes[0]:
+        axis.set_ylim(None, 30 * axis.get_ylim()[1])  # room for the names
+        axis.legend(fontsize=6, loc="upper right")
+
+    balance, growth = axes[1]
+    one = int(np.flatnonzero(arrays.levels == 1)[0])
+    removed, added = terms(arrays, 1, -1, one)
+    change = arrays.kl[1, -1, one] - arrays.kl[1, -1, one, 0]
+    balance.plot(arrays.ts, -removed, color=SDE, label="noise removes: -λ²/2 ∫g² I")
+    balance.plot(arrays.ts, added, color=ODE, label="error adds: (1+λ²)/2 ∫g² E[e·∇log h]")
+    balance.plot(arrays.ts, added - removed, color=INK, lw=2.5, alpha=0.4, label="sum of the two")
+    balance.plot(arrays.ts, change, color="black", ls=":", label="KL less that at t = 1")
+    balance.set(xlim=(1, 0), xlabel="time t", ylabel="nats", title="term by term, λ = 1, wrong start")
+    for k, colour in zip((0, one, len(arrays.levels) - 1), (ODE, SDE, OTHERS[0]), strict=True):
+        for i, style in enumerate(("--", "-")):
+            label = f"λ = {arrays.levels[k]:g}, {STARTS[i]}"
+            growth.plot(arrays.trained, arrays.kl[i, :, k, -1], style, color=colour, marker="o", ms=2, label=label)
+    growth.set(
+        xscale="log", yscale="log", xlabel="training steps", ylabel="KL to the data, nats", title="while it learns"
+    )
+    growth.set_ylim(None, 300 * arrays.kl[:, :, 0, -1].max())  # room for six names
+    growth.set_xticks(arrays.trained, [f"{n:g}" for n in arrays.trained])
+    growth.set_xticks([], minor=True)
+    balance.legend(fontsize=6)
+    growth.legend(fontsize=6, ncols=2, loc="upper right")
+    letter(list(axes.ravel()))
+    return made

@@ -1,0 +1,332 @@
+"""Editing in the plane: a drag, a translation and an inpainting on a mixture of six modes.
+
+    drag          x_t0 is shifted by alpha(t0) times a vector: part of the cloud lands between the modes
+    translation   x_0 has another law than the model's: SDEdit (noise), DDIB (ODE inversion), CycleDiffusion (recorded)
+    inpainting    the first coordinate is known and the second is lost
+
+For the first two the law of x~_t0 is a mixture, so KL(p~_0 | p_0) in continuous time is exact: through the reverse
+kernel for the SDE, by Theorem 3.2 for the ODE. W2, finite steps and inpainting are measured on samples, beside two
+samples of data.
+"""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
+from scipy.special import digamma
+
+from theory.editing import Latent, edit
+from theory.mixtures import GaussianMixture, mixture, noise_fn
+from theory.schedules import LinearVP
+from theory.solve import time_grid
+from theory.solvers import DDIM
+from theory.types import PRNGKey, Time, Times
+from toys.results import Row
+from toys.style import INK, ODE, SAMPLERS, SDE, figure, styled
+
+TITLE = "Editing in the plane: drag, translation, inpainting"
+SCHEDULE = LinearVP()
+SHIFT = (1.1, 0.6)  # of the drag, in data space
+END = 1e-3  # recorded paths stop above t = 0
+TASKS = ("drag", "translation", "inpainting")
+LATENTS: dict[str, Latent] = {"ODE": "invert", "SDE": "noise", "Cycle-SDE": "cycle"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Times t0 and numbers of steps that are gone through; the figure's fields are at t0 and the most steps."""
+
+    t0s: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+    steps: tuple[int, ...] = (5, 15, 50)
+    t0: float = 0.4
+    samples: int = 20_000
+    matched: int = 600
+    checked: int = 1000
+    points: int = 65
+    seed: int = 0
+
+    @classmethod
+    def tiny(cls) -> "Config":
+        return cls(t0s=(0.2, 0.4), steps=(10,), samples=1000, matched=200, points=33)
+
+
+class Arrays(NamedTuple):
+    """Axes: task (as in TASKS), sampler (ODE, SDE, Cycle-SDE), then t0 or steps."""
+
+    t0s: np.ndarray  # (t0s,)
+    steps: np.ndarray  # (steps,)
+    t0: np.ndarray  # ()
+    exact: np.ndarray  # (2, 2, t0s) KL in continuous time by quadrature: (drag, translation), (ODE, SDE)
+    log_ratio: np.ndarray  # (2, 2, t0s) the same as a mean over exact draws
+    log_ratio_error: np.ndarray  # (2, 2, t0s)
+    kl: np.ndarray  # (3, 3, t0s) estimated from samples, the most steps
+    kl_error: np.ndarray  # (3, 3, t0s)
+    w2: np.ndarray  # (3, 3, t0s)
+    moved: np.ndarray  # (3, 3, t0s) root mean square distance from the point that was edited
+    kl_steps: np.ndarray  # (3, 3, steps) at the default t0
+    w2_steps: np.ndarray  # (3, 3, steps)
+    floor: np.ndarray  # (3,) of a sample of the data itself: KL, its error, and W2 to another one
+    before: np.ndarray  # (3, samples, 2)
+    after: np.ndarray  # (3, 3, samples, 2) at the default t0, the most steps
+    x: np.ndarray  # (points,) both axes of `density`
+    density: np.ndarray  # (points, points) of the data
+
+
+def data() -> GaussianMixture:
+    """Six modes: five on a ring, and one in the middle."""
+    angles = np.pi / 2 + 2 * np.pi * np.arange(5) / 5
+    means = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    radial, along = 0.06, 0.16
+    covariances = [
+        radial * np.outer(u, u) / 4 + along * np.outer(v, v) / 4
+        for u, v in (((np.cos(a), np.sin(a)), (-np.sin(a), np.cos(a))) for a in angles)
+    ]
+    return mixture([0.18, 0.18, 0.18, 0.18, 0.18, 0.1], [*means, (0, 0)], [*covariances, 0.02 * np.eye(2)])
+
+
+def other_data() -> GaussianMixture:
+    """The source of the translation: six round modes on a line and beside it."""
+    means = [(-1.5, -0.6), (-0.9, -0.2), (-0.3, 0.2), (0.3, 0.5), (0.9, 0.6), (1.5, 0.5)]
+    return mixture([1 / 6] * 6, means, [0.02 * np.eye(2)] * 6)
+
+
+@partial(jax.jit, static_argnames=("task", "sampler"))
+def edited(task: str, sampler: str, x0: Array, ts: Times, key: PRNGKey) -> Float[Array, "n 2"]:
+    """The points x0 after the edit at ts[0]: the procedure of the paper's Sec. 3.1, `theory.editing.edit`."""
+    target, source = data(), other_data() if task == "translation" else data()
+    eps, source_eps = noise_fn(target, SCHEDULE), noise_fn(source, SCHEDULE)
+    edit_key, fill_key = jr.split(key)
+    solver = DDIM(SCHEDULE, 0.0 if sampler == "ODE" else 1.0)
+    if task == "inpainting":
+        # The lost coordinate starts from unit noise; the known one follows its own noised path.
+        known, fill = x0 * jnp.array([[1.0, 0.0]]), jr.normal(fill_key, x0.shape)
+        lost = jnp.array([[False, True]])
+        return edit(solver, eps, eps, known, ts, edit_key, latent="noise", manipulate=lambda x: fill, mask=lost)
+    shift = SCHEDULE.alpha(ts[0]) * jnp.array([SHIFT]) * (task == "drag")
+    return edit(solver, source_eps, eps, x0, ts, edit_key, latent=LATENTS[sampler], manipulate=lambda x: x + shift)
+
+
+class Plane(NamedTuple):
+    """Points of a square lattice, and the area that belongs to each."""
+
+    points: Float[Array, "n 2"]
+    area: Float[Array, ""]
+
+
+def lattice(x: Float[Array, " points"]) -> Plane:
+    """All pairs of these equally spaced numbers."""
+    return Plane(jnp.stack(jnp.meshgrid(x, x), axis=-1).reshape(-1, 2), (x[1] - x[0]) ** 2)
+
+
+def around(law: GaussianMixture, points: int) -> Float[Array, " points"]:
+    """Numbers from -reach to reach, 6.5 standard deviations beyond every mean: 1e-10 of the mass is outside."""
+    reach = jnp.abs(law.means).max() + 6.5 * jnp.sqrt(law.variances.max())
+    return jnp.linspace(-reach, reach, points)
+
+
+def healed_density(start: GaussianMixture, t0: Time, plane: Plane, x: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    """p~_0 at the points x under the SDE from this law at t0: its exact reverse kernel, averaged over the lattice."""
+    mass = jnp.exp(start.log_prob(plane.points)) * plane.area
+    kernel = jax.vmap(lambda y: data().reverse_kernel(SCHEDULE, y, t0, jnp.zeros(())))(plane.points)
+    shape = jax.tree.map(lambda leaf: leaf[0], kernel)  # only its weights and means depend on y
+    scale = 2 * jnp.pi * jnp.sqrt(jnp.prod(shape.variances, axis=-1))
+
+    def density(x: Float[Array, "2"]) -> Float[Array, ""]:
+        z = jnp.einsum("nki,kij->nkj", x[None, None] - kernel.means, shape.axes) / jnp.sqrt(shape.variances)[None]
+        return mass @ jnp.sum(kernel.weights * jnp.exp(-jnp.sum(z**2, axis=-1) / 2) / scale[None], axis=-1)
+
+    return jax.lax.map(density, x, batch_size=16)
+
+
+@partial(jax.jit, static_argnums=4)
+def _exact_kl(
+    start: GaussianMixture, t0: Time, x: Float[Array, " points"], key: PRNGKey, n: int
+) -> tuple[Float[Array, "2"], Float[Array, "2"], Float[Array, "2"]]:
+    """KL(p~_0 | p_0) of this law at t0 under (ODE, SDE), continuous time; the same as a mean over n draws; its error.
+
+    The ODE keeps KL(p~_t0 | p_t0) (Theorem 3.2). The rule on the lattice errs by about 2 exp(-2 pi² (width / spacing)²)
+    per Gaussian: the narrowest, at t0 = 0.1, is 1.1 spacings wide, 1e-10, or 0.55 with the 33 points of `Config.tiny`,
+    5e-3. The draws of p~_0 are exact whatever the lattice is: p~_t0 is a mixture, and so is the reverse kernel.
+    """
+    target, marginal = data(), data().marginal(SCHEDULE, t0)
+    after = lattice(x)
+    before = lattice(around(start, x.size))
+    healed = partial(healed_density, start, t0, before)
+
+    def kl(p, log_q, area):  # p log(p / q) - p + q is never negative
+        return area * (jnp.where(p > 0, p * (jnp.log(p) - log_q), 0.0) - p + jnp.exp(log_q)).sum()
+
+    exact = (
+        kl(jnp.exp(start.log_prob(before.points)), marginal.log_prob(before.points), before.area),
+        kl(healed(after.points), target.log_prob(after.points), after.area),
+    )
+    start_key, kernel_key = jr.split(key)
+    y = start.sample(start_key, (n,))
+    back = jax.vmap(lambda y, key: target.reverse_kernel(SCHEDULE, y, t0, jnp.zeros(())).sample(key))
+    drawn = back(y, jr.split(kernel_key, n))
+    log_ratios = jnp.stack([start.log_prob(y) - marginal.log_prob(y), jnp.log(healed(drawn)) - target.log_prob(drawn)])
+    return jnp.stack(exact), log_ratios.mean(axis=1), log_ratios.std(axis=1, ddof=1) / jnp.sqrt(n)
+
+
+def start_of(task: str, t0: Time) -> GaussianMixture:
+    """The law of the edited latent at t0."""
+    if task == "translation":
+        return other_data().marginal(SCHEDULE, t0)
+    law = data().marginal(SCHEDULE, t0)
+    return law._replace(means=law.means + SCHEDULE.alpha(t0) * jnp.array([SHIFT]))
+
+
+def run(config: Config) -> Arrays:
+    target, source = data(), other_data()
+    x = jnp.linspace(-3.2, 3.2, config.points)
+    data_key, source_key, again_key, edit_key, check_key = jr.split(jr.key(config.seed), 5)
+    exact = [
+        [_exact_kl(start_of(task, t0), t0, x, check_key, config.checked) for t0 in map(jnp.asarray, config.t0s)]
+        for task in TASKS[:2]
+    ]
+    exact, log_ratio, log_ratio_error = np.transpose(np.array(exact), (2, 0, 3, 1))
+    right, wrong, again = (
+        law.sample(key, (config.samples,))
+        for law, key in ((target, data_key), (source, source_key), (target, again_key))
+    )
+    before = {"drag": right, "translation": wrong, "inpainting": right}
+    most = max(config.steps)
+
+    @cache  # the figure's own t0 and steps are among those of the curves
+    def measured(task: str, sampler: str, t0: float, steps: int) -> tuple[np.ndarray, Array]:
+        if task == "inpainting" and sampler == "Cycle-SDE":  # what is lost has no noise to record
+            return np.full(4, np.nan), jnp.full_like(right, jnp.nan)
+        ts = time_grid(SCHEDULE, steps, start=t0, end=END)
+        y = edited(task, sampler, before[task], ts, edit_key)
+        moved = jnp.sqrt(jnp.mean(jnp.sum((y - before[task]) ** 2, axis=-1)))
+        return np.array([*_kl(y, target), _w2(y, again, config.matched), moved]), y
+
+    by_t0 = [[[measured(task, name, t0, most)[0] for t0 in config.t0s] for name in SAMPLERS] for task in TASKS]
+    by_steps = [[[measured(task, name, config.t0, n)[0] for n in config.steps] for name in SAMPLERS] for task in TASKS]
+    after = [[np.asarray(measured(task, name, config.t0, most)[1]) for name in SAMPLERS] for task in TASKS]
+    kl, kl_error, w2, moved = np.moveaxis(np.array(by_t0), -1, 0)
+    kl_steps, _, w2_steps, _ = np.moveaxis(np.array(by_steps), -1, 0)
+    square = jnp.stack(jnp.meshgrid(x, x), axis=-1)
+    return Arrays(
+        t0s=np.array(config.t0s),
+        steps=np.array(config.steps),
+        t0=np.array(config.t0),
+        exact=exact,
+        log_ratio=log_ratio,
+        log_ratio_error=log_ratio_error,
+        kl=kl,
+        kl_error=kl_error,
+        w2=w2,
+        moved=moved,
+        kl_steps=kl_steps,
+        w2_steps=w2_steps,
+        floor=np.array([*_kl(right, target), _w2(right, again, config.matched)]),
+        before=np.stack([before[task] for task in TASKS]),
+        after=np.array(after),
+        x=np.asarray(x),
+        density=np.exp(target.log_prob(square)),
+    )
+
+
+def _kl(x: Array, law: GaussianMixture, k: int = 5) -> tuple[float, float]:
+    """KL of the law of these points to a known one, and its standard error.
+
+    -H - E log p, with the entropy H from distances to the k-th neighbour, psi(n) - psi(k) + log pi + 2 E log rho in the
+    plane (Kozachenko & Leonenko 1987; the form of Kraskov et al. 2004, eq. (20)).
+    """
+    points, n = np.asarray(x), len(x)
+    rho = KDTree(points).query(points, k + 1)[0][:, -1]
+    entropy = digamma(n) - digamma(k) + np.log(np.pi) + 2 * np.log(rho)
+    terms = -entropy - np.asarray(law.marginal(SCHEDULE, jnp.array(END)).log_prob(x))
+    return float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(n))
+
+
+def _w2(x: Array, y: Array, n: int) -> float:
+    """W2 between the first n points of each, by the best assignment. Between samples of one law it is not 0."""
+    squares = cdist(np.asarray(x[:n]), np.asarray(y[:n]), "sqeuclidean")
+    return float(np.sqrt(squares[linear_sum_assignment(squares)].mean()))
+
+
+def rows(arrays: Arrays) -> list[Row]:
+    found = [
+        Row("KL of a sample of the data", arrays.floor[0], arrays.floor[1], 0.0),
+        Row("W2 between two samples of the data", arrays.floor[2]),
+    ]
+    for (i, j, k), exact in np.ndenumerate(arrays.exact):
+        what = (
+            f"{TASKS[i]}, t0 = {arrays.t0s[k]:g}, {('ODE', 'SDE')[j]}, continuous time: mean log-ratio over exact draws"
+        )
+        found.append(Row(what, float(arrays.log_ratio[i, j, k]), float(arrays.log_ratio_error[i, j, k]), exact))
+    for i, task in enumerate(TASKS):
+        for j, name in enumerate(SAMPLERS):
+            if np.isnan(arrays.kl[i, j, 0]):
+                continue
+            for k, t0 in enumerate(arrays.t0s):
+                remark = f"W2 {arrays.w2[i, j, k]:.3f}, moved {arrays.moved[i, j, k]:.2f}"
+                if i < 2:
+                    remark += f"; {arrays.exact[i, min(j, 1), k]:.4f} without the error of the steps"
+                what = f"{task}, t0 = {t0:g}, {name}: KL, {arrays.steps[-1]} steps"
+                found.append(Row(what, arrays.kl[i, j, k], arrays.kl_error[i, j, k], remark=remark))
+            for k, n in enumerate(arrays.steps):
+                what = f"{task}, t0 = {arrays.t0:g}, {name}: KL, {n} steps"
+                found.append(Row(what, arrays.kl_steps[i, j, k], remark=f"W2 {arrays.w2_steps[i, j, k]:.3f}"))
+    return found
+
+
+@styled
+def plot(arrays: Arrays) -> Figure:
+    made = figure(4.0)
+    grid = made.add_gridspec(3, 6, width_ratios=[1, 1, 1, 1, 1.1, 1.1])
+    levels = arrays.density.max() * np.array([0.02, 0.15, 0.5])
+    for i, task in enumerate(TASKS):
+        clouds = {"before": arrays.before[i], **dict(zip(SAMPLERS, arrays.after[i], strict=True))}
+        for j, (name, points) in enumerate(clouds.items()):
+            axis = made.add_subplot(grid[i, j])
+            if np.isnan(points[0, 0]):
+                axis.text(
+                    0.5, 0.5, "nothing\nto record", ha="center", va="center", transform=axis.transAxes, fontsize=7
+                )
+            else:
+                reach = (arrays.x[0], arrays.x[-1])
+                counts = np.histogram2d(points[:, 1], points[:, 0], 90, (reach, reach))[0]
+                colour = SAMPLERS.get(name, "black")
+                shades = LinearSegmentedColormap.from_list(name, ["white", colour])
+                axis.imshow(counts**0.5, origin="lower", extent=(*reach, *reach), cmap=shades)
+                axis.contour(arrays.x, arrays.x, arrays.density, levels, colors="0.5", linewidths=0.4)
+            axis.set(xticks=[], yticks=[], xlim=(-2.7, 2.7), ylim=(-2.7, 2.7), aspect="equal")
+            axis.spines[:].set_visible(False)
+            if i == 0:
+                axis.set_title(name)
+            if j == 0:
+                axis.set_ylabel(task, fontsize=9, fontweight="bold")
+        kl, steps = made.add_subplot(grid[i, 4]), made.add_subplot(grid[i, 5])
+        for j, (name, colour) in enumerate(SAMPLERS.items()):
+            kl.plot(arrays.t0s, arrays.kl[i, j], color=colour, marker="o", ms=2, lw=0 if i < 2 else 1, label=name)
+            steps.plot(arrays.steps, arrays.w2_steps[i, j], color=colour, marker="o", ms=2, lw=1)
+        if i < 2:
+            kl.plot(arrays.t0s, arrays.exact[i, 0], color=ODE, lw=1)
+            kl.plot(arrays.t0s, arrays.exact[i, 1], color=SDE, lw=1)
+            kl.plot([], [], color=INK, lw=1, label="exact")
+        steps.axhline(arrays.floor[2], color="0.5", ls=":", lw=0.9)
+        kl.set(yscale="log", ylim=(3e-3, 20))
+        steps.set(xscale="log", ylim=(0, None))
+        steps.set_xticks(arrays.steps, [f"{n:g}" for n in arrays.steps])
+        steps.set_xticks([], minor=True)
+        if i == 0:
+            kl.set_title("KL to the data")
+            steps.set_title("W2 to the data")
+            kl.legend(fontsize=5.5, handlelength=1.2, borderpad=0, labelspacing=0.2)
+        if i == 2:
+            kl.set_xlabel("t0")
+            steps.set_xlabel("steps")
+    return made

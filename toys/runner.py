@@ -1,0 +1,161 @@
+"""Experiments made, drawn and tabulated: what the commands `toy-figures` and `sd-edit experiments` share.
+
+An experiment is a module with TITLE, Config (with `tiny()`), Arrays, run(config), plot(arrays) and rows(arrays).
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from theory.files import write_whole
+from toys import store
+from toys.results import table
+
+Format = Literal["pdf", "png", "svg"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Experiments that belong together."""
+
+    package: str  # whose modules they are
+    names: tuple[str, ...]  # of the modules, in reading order
+    label: str  # beside the progress
+    heading: str  # of results.md
+    folders: tuple[str, ...]  # whose sources decide the arrays
+    at_once: bool  # several experiments, where compiling, on one core, takes most of the time
+    settings: Mapping[str, Any] = field(default_factory=dict)  # in every Config, in place of its defaults
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what decides the arrays besides
+
+    def experiment(self, name: str) -> Any:
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def config(self, name: str, tiny: bool) -> Any:
+        made = self.experiment(name).Config
+        return replace(made.tiny() if tiny else made(), **self.settings)
+
+    def made_by(self, name: str, tiny: bool) -> dict[str, Any]:
+        return store.made_by(self.config(name, tiny), self.folders, self.facts)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command that makes experiments takes. Subclasses say which there are: `only` has all their names."""
+
+    out: Path
+    """The folder to write; made if it is not there."""
+    only: tuple[str, ...]
+    """Only these experiments (see --list)."""
+    tiny: bool = False
+    """A minute instead of minutes or hours: few samples and steps."""
+    format: tuple[Format, ...] = ("pdf", "png")
+    """How figures are written."""
+    force: bool = False
+    """Compute everything anew."""
+    list: bool = False
+    """List the experiments."""
+
+
+def check(suite: Suite, options: Options) -> None:
+    """Makes the folder to write. Raises ValueError, naming the option, for what cannot be made, and OSError."""
+    if not options.only:
+        raise ValueError(f"--only: name at least one of {', '.join(suite.names)}")
+    for name in options.only:
+        if name not in suite.names:
+            raise ValueError(f"--only {name}: no such experiment; choose from {', '.join(suite.names)}")
+    if not options.format:
+        raise ValueError("--format: give at least one of pdf, png, svg")
+    if not options.list:
+        options.out.mkdir(parents=True, exist_ok=True)
+
+
+def show(suite: Suite) -> None:
+    """The list of experiments."""
+    width = max(map(len, suite.names)) + 1
+    for name in suite.names:
+        print(f"{name:{width}} {suite.experiment(name).TITLE}")
+
+
+def run(suite: Suite, options: Options) -> None:
+    """Makes what the options ask for, and prints where the numbers are. Raises OSError where it cannot write."""
+    names = [name for name in suite.names if name in options.only]
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(suite.label, total=len(names))
+        with _makers(suite, names, options) as makers:
+            for name, made in zip(names, makers, strict=True):
+                progress.update(task, description=f"{name:10}")
+                draw(suite, name, options, made())
+                progress.advance(task)
+    _write_results(suite, options)
+    print(options.out / "results.md")
+
+
+@contextmanager
+def _makers(suite: Suite, names: list[str], options: Options) -> Iterator[list[Callable[[], Any]]]:
+    """For every experiment what returns its arrays; several are on their way at once if the suite wants that."""
+    if not suite.at_once:
+        yield [partial(make, suite, name, options) for name in names]
+        return
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield [pool.submit(make, suite, name, options).result for name in names]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def make(suite: Suite, name: str, options: Options) -> Any:
+    """The arrays of one experiment, computed as far as they are not there."""
+    module, wanted, path = suite.experiment(name), suite.made_by(name, options.tiny), options.out / f"{name}.npz"
+    found = None if options.force else store.load(path)
+    if found is not None and store.same(found[1], wanted):
+        return module.Arrays(**found[0])
+    arrays = module.run(suite.config(name, options.tiny))
+    store.save(path, arrays._asdict(), wanted)
+    return arrays
+
+
+def draw(suite: Suite, name: str, options: Options, arrays: Any) -> None:
+    """The figures of one experiment, as far as they are not there or are older than the arrays."""
+    import matplotlib  # here, so that a command with other things to do does not wait for it
+
+    from toys.style import STYLE
+
+    made = (options.out / f"{name}.npz").stat().st_mtime_ns
+    for kind in options.format:
+        picture = options.out / f"{name}.{kind}"
+        if picture.exists() and picture.stat().st_mtime_ns >= made:
+            continue
+        with matplotlib.rc_context(STYLE):
+            figure = suite.experiment(name).plot(arrays)
+            write_whole(picture, lambda file, kind=kind, figure=figure: figure.savefig(file, format=kind))
+
+
+def _write_results(suite: Suite, options: Options) -> None:
+    """The tables of all arrays that are there; those of an earlier call say so where this one would make others."""
+    parts = [suite.heading]
+    for name in suite.names:
+        module, found = suite.experiment(name), store.load(options.out / f"{name}.npz")
+        if found is not None and set(found[0]) == set(module.Arrays._fields):
+            arrays, made_by = found
+            current = store.same(made_by, suite.made_by(name, options.tiny))
+            try:
+                numbers = table(module.rows(module.Arrays(**arrays)))
+            except Exception:  # arrays of other sources may have any shape
+                if current:
+                    raise
+                numbers = "Of another version: make it again.\n"
+            facts = [f"{key} {made_by.get(key, 'unknown')}" for key in suite.facts]
+            how = ", ".join([f"`{name}`", json.dumps(made_by["config"]), *facts])
+            parts.append(f"## {module.TITLE}\n\n{how}{'' if current else ', made before, and otherwise'}\n\n{numbers}")
+    write_whole(options.out / "results.md", lambda file: file.write("\n".join(parts).encode()))
