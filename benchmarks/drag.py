@@ -137,7 +137,7 @@ def torch_loop(config: Config, pipe, image, source, target, reference: DragConfi
     torch.set_num_threads(config.threads)
     folder, factor = resolve(config.model), pipe.vae.config.factor
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
-    x0 = np.asarray(encode(pipe, image[None]))
+    x0 = np.array(encode(pipe, image[None]))  # torch wants arrays that can be written to
     contexts = torch.cat([torch.from_numpy(np.array(pipe.embed([text]), np.float32)) for text in ("", PROMPT)])
     alphas = torch.from_numpy(np.asarray(pipe.schedule.alphas_cumprod, np.float32))
     noise = [

@@ -12,6 +12,7 @@ from sd_port.commands.generate import Generate
 from sd_port.commands.lora import LoraCommand
 from sd_port.commands.models import Models
 from sd_port.commands.replay import EDITS, Replay
+from sd_port.experiments.command import ExperimentsCommand
 
 # XLA's default schedule for the CPU needs eight times the temporary memory for a UNet, at the same speed.
 MEMORY = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
@@ -22,6 +23,7 @@ COMMANDS = {
     "lora": LoraCommand,
     "replay": Replay,
     "bench": BenchCommand,
+    "experiments": ExperimentsCommand,
     "demo": Demo,
     "models": Models,
 }

@@ -2,6 +2,7 @@
 
     python -m sd_port.nano.train --out model            the bundled model, on drawn scenes (nano.toml)
     python -m sd_port.nano.train --config mine.toml --pictures folder --out model
+    python -m sd_port.nano.train --config further.toml --start nano --out model    the UNet of a model, trained on
 
 All of a run lies in its folder: checkpoints, losses, latents. Cut off and called again, it goes on where it was.
 """
@@ -39,6 +40,7 @@ from sd_port.nano.vocabulary import train_tokenizer
 from sd_port.scheduler import Scheduler
 from sd_port.tokenizer import ClipTokenizer
 from sd_port.weights.configs import SCHEDULER_DEFAULTS, Json
+from sd_port.weights.read import Components, read
 from sd_port.weights.save import save
 from theory.compilations import keep_compilations
 from theory.types import PRNGKey
@@ -88,6 +90,8 @@ class Train:
     """A TOML file like nano.toml."""
     pictures: Path | None = None
     """A folder with metadata.jsonl ({"file_name": ..., "text": ...}); without it, drawn scenes."""
+    start: str | None = None
+    """A model to go on from (a folder, or nano): its autoencoder is kept, its UNet trained on."""
     so_far: bool = False
     """Writes the model as the last checkpoints have it, and trains no further: to look at while it trains."""
 
@@ -101,23 +105,37 @@ def read_config(path: str | Path) -> Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def train(config: Config, run: Path, out: Path, folder: Path | None = None, *, so_far: bool = False) -> None:
+def train(
+    config: Config,
+    run: Path,
+    out: Path,
+    folder: Path | None = None,
+    *,
+    start: str | None = None,
+    so_far: bool = False,
+) -> None:
     """Writes the model to `out`; so_far: as the last checkpoints in `run` have it, which are only read.
 
-    Raises FileExistsError if there is something, ValueError for unreadable pictures and for a run of another config.
+    With `start`, the autoencoder is that model's and the UNet begins as that model's; the text encoder is new.
+    Raises FileExistsError if there is something, ValueError for unreadable pictures, for a run of another config, and
+    where the model to start from is not of this config.
     """
     if out.exists():
         raise FileExistsError(f"{out}: exists already; give another folder")
     run.mkdir(parents=True, exist_ok=True)
-    _same_config(run / "config.json", dataclasses.asdict(config) | {"pictures": folder and str(folder)})
+    _same_config(run / "config.json", dataclasses.asdict(config) | {"pictures": folder and str(folder), "start": start})
     mesh = all_devices()
     vae_key, picture_key, denoiser_key, contrast_key = (jr.key(4 * config.seed + i) for i in (1, 2, 3, 4))
 
     stop_at = 0 if so_far else None
     pictures = None if folder is None else from_folder(folder, config.size)
-    vae = _autoencoder(config, pictures, vae_key, run / "vae", mesh, stop_at)
-    few = drawn(picture_key, min(WHITENING, config.scenes), config.size) if pictures is None else pictures
-    vae = whitened(vae, jnp.asarray(few.images[:WHITENING], jnp.float32) / 255)
+    first = None if start is None else _of_config(config, read(start, dtype=jnp.float32))
+    if first is None:
+        vae = _autoencoder(config, pictures, vae_key, run / "vae", mesh, stop_at)
+        few = drawn(picture_key, min(WHITENING, config.scenes), config.size) if pictures is None else pictures
+        vae = whitened(vae, jnp.asarray(few.images[:WHITENING], jnp.float32) / 255)
+    else:
+        vae = first.vae
     if not (run / "latents.npz").exists():
         pictures = drawn(picture_key, config.scenes, config.size) if pictures is None else pictures
         texts = (text for texts in pictures.captions for text in texts)
@@ -125,7 +143,9 @@ def train(config: Config, run: Path, out: Path, folder: Path | None = None, *, s
         _write(run / "latents.npz", encoded(vae, ClipTokenizer.from_folder(run / "tokenizer"), pictures, mesh))
     tokenizer, data = ClipTokenizer.from_folder(run / "tokenizer"), _read(run / "latents.npz")
     text_encoder = _text_encoder(config, data, tokenizer, contrast_key, run / "contrast", mesh, stop_at)
-    unet = _denoiser(config, data, text_encoder, denoiser_key, run / "denoiser", mesh, stop_at)
+    unet_config = config.denoiser.unet_config(data.mean.shape[1], data.mean.shape[-1])
+    unet = UNet(unet_config, rngs=nnx.Rngs(config.seed)) if first is None else first.unet
+    unet = _denoiser(config, data, unet, text_encoder, denoiser_key, run / "denoiser", mesh, stop_at)
 
     end = tokenizer.backend.get_vocab_size() - 1
     marks = {"bos_token_id": end - 1, "eos_token_id": end}
@@ -181,6 +201,7 @@ def _text_encoder(
 def _denoiser(
     config: Config,
     data: Latents,
+    unet: UNet,
     text_encoder: CLIPTextModel,
     key: PRNGKey,
     run: Path,
@@ -188,13 +209,25 @@ def _denoiser(
     stop_at: int | None,
 ) -> UNet:
     settings, schedule = config.denoiser, Scheduler.from_json(SCHEDULER).schedule
-    unet_config = settings.unet_config(data.mean.shape[1], data.mean.shape[-1])
-    unet, weights = nnx.split(UNet(unet_config, rngs=nnx.Rngs(config.seed)))
+    graph, weights = nnx.split(unet)
     text, text_weights = nnx.split(text_encoder)
     lessons = Lessons(data, text_weights)
-    loss_fn = settings.loss_fn(unet, text, schedule, mesh)
+    loss_fn = settings.loss_fn(graph, text, schedule, mesh)
     weights = fit(loss_fn, weights, lessons, settings.fit, key, run, mesh=mesh, label="UNet", stop_at=stop_at)
-    return nnx.merge(unet, weights)
+    return nnx.merge(graph, weights)
+
+
+def _of_config(config: Config, model: Components) -> Components:
+    """The model, if a training with this config would give networks like its own."""
+    latent, channels = config.size // model.vae.config.factor, model.vae.config.latent_channels
+    expected = {
+        "autoencoder": (config.autoencoder.config(config.size), model.vae.config),
+        "UNet": (config.denoiser.unet_config(latent, channels), model.unet.config),
+    }
+    for name, (asked, found) in expected.items():
+        if asked != found:
+            raise ValueError(f"the {name} to start from is not of this config: {found}, and asked is {asked}")
+    return model
 
 
 def encoded(vae: AutoencoderKL, tokenizer: ClipTokenizer, pictures: Pictures, mesh: Mesh) -> Latents:
@@ -275,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         config = read_config(args.config)
         split_cpu(config.cpu_devices)
         keep_compilations()
-        train(config, args.run, args.out, args.pictures, so_far=args.so_far)
+        train(config, args.run, args.out, args.pictures, start=args.start, so_far=args.so_far)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -109,7 +109,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"origin_image.png is missing"):
         read_set(tmp_path)
     (folder / "prompt.json").write_text('{"source": [[1, 2]]}')
-    with pytest.raises(ValueError, match="needs source and target"):
+    with pytest.raises(ValueError, match="1 source and 0 target points; they come in pairs"):
         read_set(tmp_path)
     drag_diffusion(tmp_path, meta()).joinpath("meta_data.pkl").write_bytes(b"\x80\x04cut")
     (folder / "prompt.json").unlink()

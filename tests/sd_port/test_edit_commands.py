@@ -75,12 +75,13 @@ def test_what_is_replayed_must_not_have_changed(capsys):
 
 def test_points_from_a_file_and_frames(capsys):
     """DragBench's prompt.json does for the three options, and so does the JSON file of an earlier drag."""
-    main(["drag", "sea.png", *DRAG, "--save-frames", "frames.gif"])
+    published = ("--preset", "paper", *DRAG)
+    main(["drag", "sea.png", *published, "--save-frames", "frames.gif"])
     with Image.open("frames.gif") as gif:
         assert gif.n_frames == 3  # the picture and two operations: three latent pixels in steps of two
     Path("prompt.json").write_text(json.dumps({"source": [[20, 40]], "target": [[32, 40]], "prompt": ""}))
     for name in ("prompt.json", "edited.json"):
-        main(["drag", "sea.png", "--edit", name, *DRAG[6:], "--out", f"{name}.png"])
+        main(["drag", "sea.png", "--edit", name, *published[:2], *DRAG[6:], "--out", f"{name}.png"])
         np.testing.assert_array_equal(read_image(f"{name}.png"), read_image("edited.png"))
 
 

@@ -125,7 +125,7 @@ def test_list(capsys):
 def test_options_are_explained(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(ExperimentsCommand, args=["--help"])
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())  # as if no line were broken
     assert "--model" in text and "Only these experiments" in text and "trained on the same scenes" in text
 
 
