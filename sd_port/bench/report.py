@@ -78,7 +78,7 @@ def table(lines: Sequence[Line]) -> Table:
 def _cell(interval: Interval | None, digits: int) -> str:
     if interval is None:
         return ""
-    mean, low, high = (f"{number:.{digits}f}" for number in interval)
+    mean, low, high = (f"{number:.{digits}f}" for number in (interval.mean, interval.low, interval.high))
     return f"{mean} [{low}, {high}]"
 
 

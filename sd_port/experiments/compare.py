@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from sd_port.experiments.judge import Judged
+from sd_port.metrics.bootstrap import Interval, bootstrap
 from toys.results import Row
-
-DRAWS, LEVEL = 2000, 0.95
 
 
 class Measure(NamedTuple):
@@ -38,29 +37,12 @@ MEASURES = {
 }
 
 
-class Interval(NamedTuple):
-    """A mean, its standard error, and the percentile interval of its bootstrap distribution."""
-
-    mean: float
-    error: float
-    low: float
-    high: float
-
-
 class Cell(NamedTuple):
     """Results of both methods on the same scenes."""
 
     name: str
     ode: Judged
     sde: Judged
-
-
-def bootstrap(values: Float[np.ndarray, " n"], seed: int = 0) -> Interval:
-    """Of the mean over scenes: `DRAWS` samples of n scenes with replacement, the middle `LEVEL` of their means."""
-    rows = np.random.default_rng(seed).integers(0, len(values), (DRAWS, len(values)))
-    means = values[rows].mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(means.std()), float(low), float(high))
 
 
 def paired(ode: Float[np.ndarray, " n"], sde: Float[np.ndarray, " n"]) -> Interval:

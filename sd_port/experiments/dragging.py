@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 from sd_port.edits.drag_config import DragConfig
 from sd_port.experiments.cases import LENGTHS, REPORT, THINGS, Cases, cases, editable, painted, part, some
-from sd_port.experiments.compare import MEASURES, Cell, bootstrap, differences, row, summary, to_the_data
+from sd_port.experiments.compare import MEASURES, Cell, differences, row, summary, to_the_data
 from sd_port.experiments.editing import DRAG, LORA, METHODS, dragged, pipeline, tell
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, discrepancy, gathered, judge
 from sd_port.experiments.panels import forest, legend, pictures
 from sd_port.lora import train_lora
+from sd_port.metrics.bootstrap import bootstrap
 from sd_port.nano.measure import at_size, size_of, through_autoencoder
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from sd_port.edits.translate import Kind, TranslateConfig, difference_mask, translate
 from sd_port.experiments.cases import REPORT, all_seen, editable, painted, said, some
-from sd_port.experiments.compare import MEASURES, Cell, bootstrap, differences, summary, to_the_data
+from sd_port.experiments.compare import MEASURES, Cell, differences, summary, to_the_data
 from sd_port.experiments.editing import METHODS, STEPS, by_batches, images_of, pipeline, tell
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, discrepancy, gathered, judge
 from sd_port.experiments.panels import line, pictures
+from sd_port.metrics.bootstrap import bootstrap
 from sd_port.nano import GUIDANCE
 from sd_port.nano.captions import HEIGHTS, TIMES, facts
 from sd_port.nano.measure import at_size, size_of, through_autoencoder

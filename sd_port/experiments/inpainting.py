@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 
 from sd_port.edits.inpaint import InpaintConfig, inpaint
 from sd_port.experiments.cases import REPORT, editable, painted, said, some
-from sd_port.experiments.compare import MEASURES, Cell, bootstrap, differences, row, summary, to_the_data
+from sd_port.experiments.compare import MEASURES, Cell, differences, row, summary, to_the_data
 from sd_port.experiments.editing import METHODS, by_batches, images_of, pipeline, tell
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, discrepancy, gathered, judge
 from sd_port.experiments.panels import line, pictures
+from sd_port.metrics.bootstrap import bootstrap
 from sd_port.nano import GUIDANCE, scenes
 from sd_port.nano.measure import at_size, size_of, through_autoencoder
 from sd_port.nano.scenes import Scene

@@ -9,9 +9,10 @@ RESAMPLES, LEVEL = 2000, 0.95
 
 
 class Interval(NamedTuple):
-    """A mean, and the bounds between which it would mostly lie for other items of the same kind."""
+    """A mean, its standard error, and the bounds between which it would mostly lie for other items of the same kind."""
 
     mean: float
+    error: float  # the standard deviation of the bootstrap distribution
     low: float
     high: float
 
@@ -40,4 +41,4 @@ def bootstrap(
     drawn = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
     means = (values * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float(np.average(values, weights=weights)), float(low), float(high))
+    return Interval(float(np.average(values, weights=weights)), float(means.std()), float(low), float(high))
