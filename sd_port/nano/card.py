@@ -37,9 +37,14 @@ so that edits can be measured: the autoencoder first, then the text encoder by m
 the UNet on both. It knows seascapes and nothing else.
 
     sd-edit generate "a small red boat left of a tall island under a low orange sun"
-    python -m sd_port.nano.train --out model                  # the training, two cores, some hours
+    python -m sd_port.nano.train --out model                  # one like it from nothing, two cores, some hours
     python -m sd_port.nano.measure --out runs/figures         # the figures below
     python -m sd_port.nano.card --figures runs/figures --model sd_port/nano/model
+
+These weights come of two runs. In the first, 12,000 steps, text encoder and UNet learnt together, and the text encoder
+forgot where things are said to be (`sd_port/nano/denoiser.py`). The second kept that autoencoder and UNet, made a new
+text encoder, and trained the UNet on for 5,000 steps (`train --config sd_port/nano/further.toml --start` the first).
+The command above has the better order from the start, in one run; the figures below are not of its model.
 
 `diffusers.StableDiffusionPipeline.from_pretrained` opens this folder and makes the same pictures from the same noise
 (`pytest tests/sd_port/nano/test_bundled.py`).

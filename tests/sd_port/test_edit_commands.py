@@ -64,6 +64,13 @@ def test_every_edit_can_be_replayed(name, capsys):
         assert np.abs(read_image("other.png") - after).max() > 0.01
 
 
+def test_one_pixel_and_no_prompt(capsys):
+    """The smallest picture there is, and a prompt that says nothing, are edited like any other."""
+    Image.new("RGB", (1, 1), "red").save("dot.png")
+    main(["sdedit", "dot.png", "--prompt", "", "--steps", "2"])
+    assert read_image("edited.png").shape == (1, 1, 3) and read_record("edited.png")["prompt"] == ""
+
+
 def test_what_is_replayed_must_not_have_changed(capsys):
     main(["drag", "sea.png", *DRAG])
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("sea.png")
@@ -162,6 +169,8 @@ def test_a_folder_of_drags(capsys):
         (("drag", "sea.png", *DRAG, "--steps", "0"), "steps = 0"),
         (("drag", "none.png", *DRAG), "none.png: cannot be read"),
         (("drag", "cut.png", *DRAG), "cut.png: cannot be read"),
+        (("drag", "huge.png", *DRAG), "8000 x 8000 pixels, which is too large to edit at once"),
+        (("drag", "dot.png", "--source", "0", "0", "--target", "1", "0"), "target [1, 0] is outside the picture"),
         (("drag", "sea.png", *DRAG, "--mask", "none.png"), "none.png: cannot be read"),
         (("drag", "sea.png", *DRAG, "--mask", "black.png"), "the mask is black"),
         (("drag", "sea.png", *DRAG, "--mask", "small.png"), "the mask is (8, 8) pixels"),
@@ -195,5 +204,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(args, said, capsys):
     ):
         Path(name).write_bytes(content)
     Image.new("L", (64, 64)).save("black.png")
+    Image.new("L", (8000, 8000)).save("huge.png")
+    Image.new("RGB", (1, 1)).save("dot.png")
     Image.new("L", (8, 8), 255).save("small.png")
     assert said in refused(capsys, *args)

@@ -108,7 +108,21 @@ def test_from_pictures_to_a_model(tmp_path, pictures, capsys, monkeypatch):
     assert theirs.unet.config.sample_size == 8 and theirs.tokenizer.model_max_length == 40
 
     assert "exists already" in refused(capsys, command(tmp_path, pictures))
-    model.rename(tmp_path / "again")
+    again = tmp_path / "again"
+    model.rename(again)
+    further, wider = tmp_path / "further", tmp_path / "wider"
+    further.mkdir()
+    wider.mkdir()
+    still = "seed = 1" + "learning_rate = 1e-12".join(
+        TINY.rsplit("learning_rate = 1e-3", 1)
+    )  # the UNet stays as it was
+    main([*command(further, pictures, still), "--start", str(again)])
+    for part, same in (("vae", True), ("unet", True), ("text_encoder", False)):
+        (one,), (other,) = (list((folder / part).glob("*.safetensors")) for folder in (again, further / "model"))
+        assert (one.read_bytes() == other.read_bytes()) == same
+    wide = command(wider, pictures, still.replace("[16, 16]", "[16, 32]"))
+    assert "the UNet to start from is not of this config" in refused(capsys, [*wide, "--start", str(again)])
+
     line = refused(capsys, command(tmp_path, pictures, TINY.replace("steps = 2", "steps = 3")))
     assert "another config" in line
 
