@@ -6,7 +6,8 @@
 
 The torch loop is the published algorithm step by step (tests/sd_port/edits/torch_drag.py). Ours with the reference's
 times has to return its latent from the same noise, or the script fails. Both take turns, round after round; compiling
-is timed apart. A network evaluation is one latent through the UNet: guidance takes two.
+is timed apart. Ours is timed from picture to picture, the torch loop from latent to latent. A network evaluation is one
+latent through the UNet: guidance takes two.
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import tyro
@@ -72,6 +72,8 @@ class Result:
 
 def main(config: Config) -> list[Result]:
     """Raises RuntimeError if ours does not return what the torch loop returns."""
+    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
     pipe = StableDiffusion.load(config.model, dtype=config.dtype)
     factor = pipe.vae.config.factor
     image = np.asarray(render(draw(jr.key(0), 1), config.size))[0]
@@ -132,7 +134,7 @@ def torch_loop(config: Config, pipe, image, source, target, reference: DragConfi
     import torch
     from diffusers import UNet2DConditionModel
 
-    from tests.sd_port.edits.torch_drag import sde_drag
+    from tests.sd_port.edits.torch_drag import normals, sde_drag
 
     torch.set_num_threads(config.threads)
     folder, factor = resolve(config.model), pipe.vae.config.factor
@@ -140,9 +142,8 @@ def torch_loop(config: Config, pipe, image, source, target, reference: DragConfi
     x0 = np.array(encode(pipe, image[None]))  # torch wants arrays that can be written to
     contexts = torch.cat([torch.from_numpy(np.array(pipe.embed([text]), np.float32)) for text in ("", PROMPT)])
     alphas = torch.from_numpy(np.asarray(pipe.schedule.alphas_cumprod, np.float32))
-    noise = [
-        normals(jr.key(0), i, reference.steps, x0.shape) for i in range(len(plan(source, target, factor, reference)))
-    ]
+    count = len(plan(source, target, factor, reference))
+    noise = [normals(jr.key(0), i, reference.steps, len(source), x0.shape) for i in range(count)]
 
     def run() -> np.ndarray:
         made = sde_drag(
@@ -153,7 +154,7 @@ def torch_loop(config: Config, pipe, image, source, target, reference: DragConfi
             torch.ones(1, 1, *x0.shape[1:3]),
             source // factor,
             target // factor,
-            [(torch.from_numpy(up).movedim(-1, 2), torch.from_numpy(patch).movedim(-1, 1)) for up, patch in noise],
+            noise,
             total=round(reference.steps / float(reference.t0)),
             t0=reference.t0,
             alpha=reference.alpha,
@@ -164,14 +165,6 @@ def torch_loop(config: Config, pipe, image, source, target, reference: DragConfi
         return made.movedim(1, -1).numpy()[0]
 
     return run
-
-
-def normals(key, operation: int, steps: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The noise of the way up and of the patches, as `sd_port.edits.operation.operate` draws it."""
-    edit_key, patch_key = jr.split(jr.fold_in(key, operation))
-    path_key, _ = jr.split(edit_key)
-    up = jr.normal(path_key, (steps, *shape), jnp.float32)
-    return np.array(up), np.array(jr.normal(patch_key, shape, jnp.float32))
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, np.ndarray]:

@@ -38,6 +38,11 @@ class Item(NamedTuple):
     source: np.ndarray
     target: np.ndarray
     prompt: str
+    source_prompt: str = ""
+
+    @property
+    def request(self) -> Request:
+        return Request(self.source.tolist(), self.target.tolist(), self.prompt, self.source_prompt)
 
 
 def read_set(folder: str | Path, *, regions: bool = False) -> list[Item]:
@@ -64,22 +69,30 @@ def _item(root: Path, folder: Path, pickled: str) -> Item:
     _check_pairs(path, source, target)
     mask = folder / "mask.png"
     found = read_mask(mask) if mask.is_file() else None
-    return Item(name, _there(folder, "origin_image.png"), found, source, target, request.prompt)
+    return Item(name, _there(folder, "origin_image.png"), found, source, target, request.prompt, request.source_prompt)
 
 
 def read_request(path: str | Path) -> Request:
     """A prompt.json, or any JSON object with some of its keys. Raises ValueError, naming the file, for another."""
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        source, target = (np.array(raw.get(key, []), int).reshape(-1, 2).tolist() for key in ("source", "target"))
+        source, target = (_points(raw.get(key, [])) for key in ("source", "target"))
         texts = [raw.get(key, "") for key in ("prompt", "source_prompt")]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a prompt is a text")
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise ValueError(
             f'{path}: must be JSON like {{"source": [[x, y]], "target": [[x, y]], "prompt": ""}}'
         ) from None
     return Request(source, target, *texts)
+
+
+def _points(raw: Any) -> list[list[int]]:
+    """Pairs of numbers, to the nearest pixels. Raises ValueError or OverflowError for anything else."""
+    points = np.array(raw, float).reshape(-1, 2) if len(raw) == 0 else np.array(raw, float)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError("a point is [x, y]")
+    return [[round(x), round(y)] for x, y in points.tolist()]
 
 
 def _pickled_item(name: str, folder: Path, path: Path) -> Item:

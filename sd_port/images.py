@@ -14,15 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from theory.files import write_whole
 
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
+ORIENTATION, LYING = 0x0112, range(5, 9)  # the EXIF tag, and what it is where the picture lies on its side
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """(height, width, 3) float32 in [0, 1]; a camera's rotation is applied, transparency is put on white.
 
-    Warns where something is lost: transparency, and all that is finer than 8 bits. Raises ValueError, in one line that
-    names the file, if it cannot be read.
+    Warns where something is lost: transparency, and grey finer than 8 bits (of finer colours Pillow tells nothing).
+    Raises ValueError, in one line that names the file, if it cannot be read.
     """
     with _opened(path) as file:
         image = ImageOps.exif_transpose(file)
@@ -30,25 +30,44 @@ def read_image(path: str | Path) -> np.ndarray:
             raise ValueError(f"{path}: holds numbers of no known range; save it with 8 or 16 bits a channel")
         if image.mode.startswith("I;16"):
             warnings.warn(f"{path}: read with 8 of its 16 bits", stacklevel=2)
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
+            image = _8_bits(image)
+        flat = _flat(image, "white")
+        if flat is not image:
             warnings.warn(f"{path}: what is transparent becomes white", stacklevel=2)
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"), np.float32) / 255
+        return np.asarray(flat.convert("RGB"), np.float32) / 255
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """(height, width), 1 where it is white. Raises ValueError, naming the file, if it cannot be read."""
+    """(height, width), 1 where it is white; what is transparent is black.
+
+    Raises ValueError, naming the file, if it cannot be read.
+    """
     with _opened(path) as file:
-        return (np.asarray(ImageOps.exif_transpose(file).convert("L")) > 127).astype(np.float32)
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16"):
+            image = _8_bits(image)
+        return (np.asarray(_flat(image, "black").convert("L")) > 127).astype(np.float32)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) as `read_image` returns it, from the file's header alone."""
     with _opened(path) as file:
         width, height = file.size
-        return (width, height) if file.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+        return (width, height) if file.getexif().get(ORIENTATION) in LYING else (height, width)
+
+
+def _8_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+
+
+def _flat(image: Image.Image, ground: str) -> Image.Image:
+    """The image on a ground of this colour; the image itself where nothing of it is transparent."""
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    if layer.getchannel("A").getextrema()[0] == 255:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer)
 
 
 @contextmanager

@@ -10,9 +10,11 @@ import numpy as np
 from sd_port.commands.drag_options import DragOptions
 from sd_port.commands.edit import EditCommand
 from sd_port.commands.options import new_file
-from sd_port.edits.canvas import EditResult
+from sd_port.dragbench import Request
+from sd_port.edits.canvas import EditResult, check_points
 from sd_port.edits.drag import Drag, drag_many
-from sd_port.images import to_pil
+from sd_port.edits.plan import plan
+from sd_port.images import image_size, to_pil
 from sd_port.lora import train_lora
 from theory.files import write_whole
 
@@ -45,6 +47,12 @@ class DragCommand(EditCommand, DragOptions):
             if self.batch is not None:
                 raise ValueError("--save-frames writes one GIF: give it without --batch")
 
+    def check_job(self, job, factor) -> None:
+        super().check_job(job, factor)
+        ends = zip(points_of(job.request), ("source", "target"), strict=True)
+        source, target = (check_points(points, image_size(job.image), name) for points, name in ends)
+        plan(source, target, factor, self.config(self.model))
+
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         if self.lora_steps:
             lora_key, key = jr.split(key)
@@ -58,15 +66,10 @@ class DragCommand(EditCommand, DragOptions):
                     key=lora_key,
                     progress=lambda done, total, loss: told(done, total),
                 )
+        masks = self.masks_of(jobs)
         drags = [
-            Drag(
-                job.image,
-                np.array(job.request.source).reshape(-1, 2),
-                np.array(job.request.target).reshape(-1, 2),
-                job.mask,
-                job.request.prompt,
-            )
-            for job in jobs
+            Drag(job.image, *points_of(job.request), None if masks is None else masks[i], job.request.prompt)
+            for i, job in enumerate(jobs)
         ]
         keep_frames = self.save_frames is not None
         results = drag_many(pipe, drags, self.config(self.model), key=key, progress=told, keep_frames=keep_frames)
@@ -75,3 +78,8 @@ class DragCommand(EditCommand, DragOptions):
             options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
             write_whole(self.save_frames, lambda file: frames[0].save(file, format="GIF", **options))
         return results
+
+
+def points_of(request: Request) -> list[np.ndarray]:
+    """Sources and targets, (points, 2) each."""
+    return [np.array(points).reshape(-1, 2) for points in (request.source, request.target)]

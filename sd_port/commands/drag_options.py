@@ -38,8 +38,9 @@ class DragOptions:
     """How much the LoRA counts at the picture and at t0."""
     sequence: bool = False
     """One pair of points after another, instead of all at once."""
-    follow: bool = False
-    """Every operation copies from where the thing is by then, and the last is the one in which it arrives."""
+    follow: Literal["on", "off"] | None = None
+    """on: every operation copies from where the thing is by then, and the last is the one in which it arrives; off: as
+    published, from where it should be. By default on for the preset nano alone."""
     carry_noise: bool = False
     """The recorded noise goes along with the patch (SDE-Drag)."""
     compat: Literal["clean", "reference"] | None = None
@@ -54,6 +55,8 @@ class DragOptions:
         names = {field.name for field in dataclasses.fields(DragConfig)}
         options = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in options.items() if value is not None and value is not False}
+        if self.follow is not None:
+            given["follow"] = self.follow == "on"
         preset = self.preset or ("nano" if model == "nano" else "paper")
         return dataclasses.replace(PRESETS[preset], **given)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from sd_port.commands.drag import DragCommand
-from sd_port.commands.edit import EditCommand, sha256
+from sd_port.commands.edit import EditCommand
 from sd_port.commands.translate import (
     CycleCommand,
     DdibCommand,
@@ -47,15 +47,13 @@ class Replay:
         try:
             record = json.loads(self.result.read_text(encoding="utf-8"))
             command = EDITS[record["command"]](**_options(record["arguments"]), out=self.out)
-            expected, item, place = dict(record["sha256"]), str(record["item"]), tuple(record["place"])
+            row, rows = map(int, record["place"])
+            if not 0 <= row < rows:
+                raise ValueError("there is no such row")
+            made_of = str(record["item"]), (row, rows), dict(record["read"]), str(record["model_sha256"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{self.result}: not the JSON file that lies beside an edited picture") from None
-        for path, before in expected.items():
-            if not Path(path).is_file():
-                raise ValueError(f"{self.result}: {path} is not there")
-            if sha256(Path(path)) != before:
-                raise ValueError(f"{self.result}: {path} has changed since")
-        command.again(item, place)
+        command.again(*made_of)
 
 
 def _options(values: dict[str, Any]) -> dict[str, Any]:

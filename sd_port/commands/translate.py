@@ -1,12 +1,13 @@
 """Edits by text as commands: sdedit, cycle, ddib, diffedit, reconstruct, and inpaint."""
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from sd_port.commands.edit import EditCommand, Ready, masks_of
+from sd_port.commands.edit import EditCommand, Ready
 from sd_port.commands.options import guidance_of
 from sd_port.edits.canvas import EditResult, encode
 from sd_port.edits.inpaint import InpaintConfig, inpaint
@@ -26,13 +27,22 @@ class _Translate(EditCommand):
     guidance: float | None = None
     """How much the prompt counts on the way back: by default 7.5, 3 for nano, and 1 for reconstruct."""
 
-    def config(self, kind: Kind) -> TranslateConfig:
-        return TranslateConfig(kind, self.t0, self.steps, self.order, guidance_of(self.model, self.guidance))
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """Which of the translations it is."""
 
-    def translated(self, pipe, jobs: Sequence[Ready], key, kind: Kind, masks=None) -> list[EditResult]:
+    def config(self) -> TranslateConfig:
+        """Raises ValueError for settings that cannot be."""
+        return TranslateConfig(self.kind, self.t0, self.steps, self.order, guidance_of(self.model, self.guidance))
+
+    def check(self) -> None:
+        super().check()
+        self.config()
+
+    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         before, after = prompts_of(jobs)
-        masks = masks_of(jobs) if masks is None else masks
-        return translate(pipe, images_of(jobs), before, after, self.config(kind), key=key, masks=masks)
+        return translate(pipe, images_of(jobs), before, after, self.config(), key=key, masks=self.masks_of(jobs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +54,9 @@ class SdeditCommand(_Translate):
     method: Literal["sde", "ode"] = "sde"
     """How the way back is solved."""
 
-    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        return self.translated(pipe, jobs, key, "sdedit" if self.method == "sde" else "sdedit-ode")
+    @property
+    def kind(self) -> Kind:
+        return "sdedit" if self.method == "sde" else "sdedit-ode"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +68,9 @@ class CycleCommand(_Translate):
     source_prompt: str = ""
     """What the picture shows."""
 
-    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        return self.translated(pipe, jobs, key, "cycle")
+    @property
+    def kind(self) -> Kind:
+        return "cycle"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +82,9 @@ class DdibCommand(_Translate):
     source_prompt: str = ""
     """What the picture shows."""
 
-    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        return self.translated(pipe, jobs, key, "ddib")
+    @property
+    def kind(self) -> Kind:
+        return "ddib"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +100,26 @@ class DiffeditCommand(_Translate):
     threshold: float = 0.5
     """The mask is where the difference, relative to three times its mean, is larger."""
 
+    @property
+    def kind(self) -> Kind:
+        return "cycle" if self.method == "sde" else "ddib"
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"--threshold {self.threshold}: must lie in [0, 1), or the mask is empty")
+
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        masks = masks_of(jobs)
-        if masks is None:
-            before, after = prompts_of(jobs)
-            guidance = guidance_of(self.model, self.guidance)
+        images, (before, after), config = images_of(jobs), prompts_of(jobs), self.config()
+        masks = self.masks_of(jobs)
+        if masks is None or any(job.mask is None for job in jobs):
             found = difference_mask(
-                pipe, images_of(jobs), before, after, key=key, threshold=self.threshold, guidance=guidance
+                pipe, images, before, after, key=key, threshold=self.threshold, guidance=config.guidance
             )
-            masks = found.mask
-        return self.translated(pipe, jobs, key, "cycle" if self.method == "sde" else "ddib", masks)
+            masks = np.stack(
+                [mask if job.mask is None else job.mask for job, mask in zip(jobs, found.mask, strict=True)]
+            )
+        return translate(pipe, images, before, after, config, key=key, masks=masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +131,33 @@ class ReconstructCommand(_Translate):
     method: Literal["sde", "ode"] = "sde"
     """Cycle-SDE, which loses nothing, or DDIM inversion."""
 
-    def config(self, kind: Kind) -> TranslateConfig:
-        guidance = 1.0 if self.guidance is None else self.guidance
-        return TranslateConfig(kind, self.t0, self.steps, self.order, guidance)
+    @property
+    def kind(self) -> Kind:
+        return "cycle" if self.method == "sde" else "ddib"
+
+    def config(self) -> TranslateConfig:
+        return TranslateConfig(
+            self.kind, self.t0, self.steps, self.order, 1.0 if self.guidance is None else self.guidance
+        )
+
+    def check(self) -> None:
+        super().check()
+        self.refuse(("mask",), "there is nothing to protect where nothing is edited")
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        images, config = images_of(jobs), self.config("cycle" if self.method == "sde" else "ddib")
-        results = reconstruct(pipe, images, [job.request.prompt for job in jobs], config, key=key)
+        images, prompts = images_of(jobs), [job.request.prompt for job in jobs]
+        results = reconstruct(pipe, images, prompts, self.config(), key=key)
+        found = []
         for image, latents, result in zip(images, np.asarray(encode(pipe, images)), results, strict=True):
-            lost = np.linalg.norm(result.latents - latents) / np.linalg.norm(latents)
-            decibel = -10 * np.log10(np.mean((result.image - image) ** 2))
-            print(f"latents: {lost:.2g} of their length lost; picture: {decibel:.1f} dB")
-        return results
+            lost = float(np.linalg.norm(result.latents - latents) / np.linalg.norm(latents))
+            decibel = float(-10 * np.log10(np.mean((result.image - image) ** 2)))
+            found.append(result._replace(record=result.record | {"latents_lost": lost, "psnr": decibel}))
+        return found
+
+    def write(self, job, result, place, model_sha256) -> None:
+        super().write(job, result, place, model_sha256)
+        lost, decibel = result.record["latents_lost"], result.record["psnr"]
+        print(f"{job.name or job.image}: {lost:.2g} of the latents' length lost; picture: {decibel:.1f} dB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +175,23 @@ class InpaintCommand(EditCommand):
     guidance: float | None = None
     """How much the prompt counts; by default 7.5, and 3 for nano."""
 
+    def config(self) -> InpaintConfig:
+        """Raises ValueError for settings that cannot be."""
+        return InpaintConfig(self.method, self.steps, self.order, guidance_of(self.model, self.guidance))
+
+    def check(self) -> None:
+        super().check()
+        self.config()
+
+    def check_job(self, job, factor) -> None:
+        super().check_job(job, factor)
+        if job.mask is None:
+            raise ValueError(f"{job.image} has no mask: give --mask; what is white in it is made anew")
+
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        if any(job.mask is None for job in jobs):
-            raise ValueError("--mask: inpainting needs one; white is made anew")
-        masks = np.stack([job.mask for job in jobs if job.mask is not None])
-        config = InpaintConfig(self.method, self.steps, self.order, guidance_of(self.model, self.guidance))
-        return inpaint(pipe, images_of(jobs), masks, [job.request.prompt for job in jobs], config, key=key)
+        prompts, masks = [job.request.prompt for job in jobs], self.masks_of(jobs)
+        assert masks is not None
+        return inpaint(pipe, images_of(jobs), masks, prompts, self.config(), key=key)
 
 
 def images_of(jobs: Sequence[Ready]) -> np.ndarray:

@@ -83,13 +83,18 @@ def padded(images: np.ndarray, factor: int) -> np.ndarray:
 
 def encode(pipe: StableDiffusion, images: np.ndarray) -> Image:
     """Latents of (batch, height, width, 3) of any size up to `LARGEST` cells. Raises ValueError for a larger one."""
-    (height, width), factor = images.shape[1:3], pipe.vae.config.factor
+    check_size(images.shape[1:3], pipe.vae.config.factor)
+    return pipe.encode(jnp.asarray(padded(images, pipe.vae.config.factor)))
+
+
+def check_size(size: tuple[int, int], factor: int) -> None:
+    """Raises ValueError for a (height, width) of more than `LARGEST` cells."""
+    height, width = size
     if -(-height // factor) * -(-width // factor) > LARGEST:
         raise ValueError(
             f"the picture is {width} x {height} pixels, which is too large to edit at once; "
             f"make it smaller: {round(LARGEST**0.5) * factor} x {round(LARGEST**0.5) * factor} is the largest square"
         )
-    return pipe.encode(jnp.asarray(padded(images, pipe.vae.config.factor)))
 
 
 def solver_of(schedule: DiscreteVP, method: Literal["sde", "ode"], order: Literal[1, 2]) -> Solver:
@@ -109,9 +114,15 @@ def decode(pipe: StableDiffusion, latents: Image, size: tuple[int, int]) -> np.n
     return np.asarray(pipe.decode(latents))[:, : size[0], : size[1]]
 
 
-def latent_mask(mask: Mask, factor: int) -> Float[np.ndarray, "_ _ 1"]:
-    """The mask on latents: 1 where more than half of the pixels of a cell may change."""
+def latent_mask(mask: Mask, factor: int, share: float = 0.5) -> Float[np.ndarray, "_ _ 1"]:
+    """The mask on latents: 1 where more than this share of the pixels of a cell may change.
+
+    Raises ValueError where that is nowhere: the edit could change nothing.
+    """
     height, width = (-(-side // factor) for side in mask.shape)
     filled = np.pad(mask, ((0, -mask.shape[0] % factor), (0, -mask.shape[1] % factor)), mode="edge")
     small = PILImage.fromarray(filled).resize((width, height), PILImage.Resampling.BOX)
-    return (np.asarray(small) > 0.5).astype(np.float32)[..., None]
+    cells = (np.asarray(small) > share).astype(np.float32)[..., None]
+    if not cells.any():
+        raise ValueError(f"the mask is too thin: of no cell of {factor} x {factor} pixels may more than half change")
+    return cells

@@ -18,9 +18,10 @@ PAPER_RADIUS = 5
 class DragConfig:
     """The settings of a drag, by default the published ones for latents of 64 x 64.
 
-    Nothing but `method`, `steps`, `order`, `compat` and `carry_noise` compiles. `steps` are those from t0 to the image:
-    the paper's 200 are of the whole way, and 0.6 of them are 120. Pairs are (at the image, at t0), between which
-    guidance goes on a straight line and the scale of LoRA adapters on a cosine. Lengths are in latent pixels.
+    Only `method`, `steps`, `order`, `compat`, `carry_noise`, and whether there is any guidance compile. `steps` are
+    those from t0 to the image: the paper's 200 are of the whole way, and 0.6 of them are 120. Pairs are (at the image,
+    at t0), between which guidance goes on a straight line and the scale of LoRA adapters on a cosine. Lengths are in
+    latent pixels.
 
     compat = "reference" takes the times of the published code, on which the image stands one step above the first
     timestep, and its ramps, which overshoot their ends by one part in steps - 1.
@@ -56,6 +57,8 @@ class DragConfig:
             ("radius", self.radius >= 1),
             ("alpha", np.isfinite(self.alpha)),
             ("beta", 0 <= self.beta <= 1),
+            ("guidance", np.isfinite(self.guidance).all()),
+            ("lora_scale", np.isfinite(self.lora_scale).all()),
         ):
             if not good:
                 raise ValueError(f"{name} = {getattr(self, name)} cannot be: {_NEEDS[name]}")
@@ -99,6 +102,8 @@ _NEEDS = {
     "radius": "it must be at least 1",
     "alpha": "it must be a number",
     "beta": "it must lie in [0, 1]",
+    "guidance": "it must be two numbers",
+    "lora_scale": "it must be two numbers",
 }
 
 Preset = Literal["paper", "fast", "draft", "nano"]

@@ -15,7 +15,7 @@ import jax.random as jr
 import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sd_port.edits.operation import Move
 from sd_port.models.layers import Image
@@ -25,17 +25,21 @@ from theory.types import PRNGKey
 
 TIMESTEP, UP_BLOCKS, DRAWS = 261, 2, 4  # those of DIFT, with half as many draws
 REACH = 3  # latent pixels beyond one step, in which a point is looked for
-PATIENCE = 2  # times the operations of a straight way, after which a pursuit ends
+PATIENCE = 2  # times the operations of a picture's straight way, after which its pursuit ends
 
 
 class Pursuit(NamedTuple):
-    """What is looked for, where it was last, where it is to go, and whether it is on its way: all (batch, points)."""
+    """What is looked for, where it was last, where it is to go, and whether it is on its way: all (batch, points).
+
+    A picture's pursuit depends on nothing that its neighbours in the batch do.
+    """
 
     features: Partial  # of latents
     wanted: Float[Array, "batch points channels"]
     places: np.ndarray  # (batch, points, 2), [x, y] in latent pixels
     target: np.ndarray
     on_its_way: np.ndarray
+    left: np.ndarray  # (batch,) operations that may still be made
 
     def move(self, step_size: float, sequence: bool) -> Move:
         """The next operation: at most one step towards the target; in sequence, of the first point not there yet."""
@@ -49,10 +53,12 @@ class Pursuit(NamedTuple):
 
     def look(self, x: Image, move: Move) -> "Pursuit":
         """Where the points are after an operation; those that have arrived stay."""
-        reach = int(np.abs(move.target - move.source).max()) + REACH
-        found = np.asarray(nearest(self.features(x), self.wanted, jnp.asarray(self.places), reach))
+        reach = np.abs(np.asarray(move.target) - move.source).max((1, 2)) + REACH
+        found = np.asarray(nearest(self.features(x), self.wanted, jnp.asarray(self.places), jnp.asarray(reach)))
         places = np.where(move.active[..., None], found, self.places)
-        return self._replace(places=places, on_its_way=self.on_its_way & (places != self.target).any(-1))
+        left = self.left - np.any(move.active, axis=1)
+        on_its_way = self.on_its_way & (places != self.target).any(-1) & (left > 0)[:, None]
+        return self._replace(places=places, on_its_way=on_its_way, left=left)
 
 
 def begin(pipe: StableDiffusion, x: Image, prompts: Sequence[str], moves: Sequence[Move], key: PRNGKey) -> Pursuit:
@@ -67,7 +73,8 @@ def begin(pipe: StableDiffusion, x: Image, prompts: Sequence[str], moves: Sequen
         target = np.where(np.asarray(move.active)[..., None], np.asarray(move.target), target)
     on_its_way = np.asarray((source != target).any(-1))
     at_source = _at(features(x), jnp.asarray(np.maximum(source, 0)))
-    return Pursuit(features, at_source, source, target, on_its_way)
+    straight = sum(np.asarray(move.active).any(axis=1).astype(int) for move in moves)
+    return Pursuit(features, at_source, source, target, on_its_way, PATIENCE * np.asarray(straight))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -91,13 +98,14 @@ def _at(features, points):
     return features[points[:, 1], points[:, 0]]
 
 
-@partial(jax.jit, static_argnums=3)
-def nearest(features: Image, wanted, places, reach: int) -> Array:
+@jax.jit
+def nearest(features: Image, wanted, places, reach: Int[Array, " batch"]) -> Array:
     """(batch, points, 2): the latent pixels within `reach` of `places` whose features are most like those wanted."""
     _, height, width, _ = features.shape
     likeness = jnp.einsum("bhwc,bpc->bphw", features, wanted)
     off_x = jnp.abs(jnp.arange(width)[None, None, None, :] - places[..., 0][..., None, None])
     off_y = jnp.abs(jnp.arange(height)[None, None, :, None] - places[..., 1][..., None, None])
+    reach = reach[:, None, None, None]
     near = jnp.where((off_x <= reach) & (off_y <= reach), likeness, -jnp.inf)
     best = near.reshape(*near.shape[:2], -1).argmax(-1)
     return jnp.stack([best % width, best // width], axis=-1)

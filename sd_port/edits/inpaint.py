@@ -35,6 +35,8 @@ class InpaintConfig:
         """Raises ValueError, naming the setting."""
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
+        if not np.isfinite(self.guidance):
+            raise ValueError(f"guidance = {self.guidance} cannot be: it must be a number")
 
 
 def inpaint(
@@ -57,7 +59,8 @@ def inpaint(
     masks = np.stack([check_mask(mask, size) for mask in masks])
     if not len(masks) == len(prompts) == len(images):
         raise ValueError(f"{len(images)} pictures need as many masks and prompts, got {len(masks)} and {len(prompts)}")
-    small = jnp.asarray(np.stack([latent_mask(mask, factor) for mask in masks]))
+    # A cell that is masked in part is made anew whole: its pixels outside the mask are put back below.
+    small = jnp.asarray(np.stack([latent_mask(mask, factor, share=0.0) for mask in masks]))
     x0 = encode(pipe, images)
     condition = None
     if pipe.unet.config.in_channels > pipe.vae.config.latent_channels:

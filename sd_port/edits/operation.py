@@ -46,9 +46,7 @@ def operate(
 
     carry_noise moves the recorded noise too (`carry`).
     """
-    edit_key, noise_key = jr.split(key)
-    fresh = jr.normal(noise_key, x.shape, x.dtype)
-
+    edit_key, patch_key = jr.split(key)
     y = edit(
         solver,
         eps_fn,
@@ -57,8 +55,8 @@ def operate(
         ts,
         edit_key,
         latent="cycle" if method == "sde" else "invert",
-        manipulate=lambda x: _paste_all(x, move, alpha, beta, radius, fresh),
-        manipulate_noise=partial(carry, move=move, radius=radius, key=noise_key) if carry_noise else replayed,
+        manipulate=lambda x: _paste_all(x, move, alpha, beta, radius, patch_key),
+        manipulate_noise=partial(carry, move=move, radius=radius, key=patch_key) if carry_noise else replayed,
         mask=mask,
         batch_size=batch_size,
     )
@@ -69,14 +67,16 @@ def carry(noise: Noise, move: Move, radius: Int[Array, ""], key: PRNGKey) -> Noi
     """Recorded noise, (steps, batch, height, width, channels), goes with the patch at every step, and fresh noise takes
     its place: Eq. (12) with alpha = 1 and beta = 0, after which it is unit noise as before.
     """
-    fresh = jr.normal(jr.fold_in(key, 1), noise.shape, noise.dtype)
+    keys = jr.split(jr.fold_in(key, 1), len(noise))
     each_step = jax.vmap(_paste_all, in_axes=(0, None, None, None, None, 0))
-    return each_step(noise, move, jnp.float32(1), jnp.float32(0), radius, fresh)
+    return each_step(noise, move, jnp.float32(1), jnp.float32(0), radius, keys)
 
 
-def _paste_all(x: Image, move: Move, alpha, beta, radius, noise: Image) -> Image:
+def _paste_all(x: Image, move: Move, alpha, beta, radius, key: PRNGKey) -> Image:
     """`copy_paste` on every latent of a batch."""
-    return jax.vmap(copy_paste, in_axes=(0, 0, None, None, None, 0))(x, move, alpha, beta, radius, noise)
+    return jax.vmap(copy_paste, in_axes=(0, 0, None, None, None, 0))(
+        x, move, alpha, beta, radius, jr.split(key, len(x))
+    )
 
 
 def copy_paste(
@@ -85,9 +85,11 @@ def copy_paste(
     alpha: Float[Array, ""],
     beta: Float[Array, ""],
     radius: Int[Array, ""],
-    noise: Float[Array, "height width channels"],
+    key: PRNGKey,
 ) -> Float[Array, "height width channels"]:
-    """Eq. (12) on one latent, one pair of points after another: move's leaves here have no batch axis.
+    """Eq. (12) on one latent, one pair of points after another, each with noise of its own, of fold_in(key, pair).
+
+    move's leaves here have no batch axis.
 
     A patch is [p - radius, p + radius) along both axes, less what would leave the latent at the source or the target;
     as in the published code its upper end stays below the last row and column.
@@ -98,6 +100,7 @@ def copy_paste(
 
     def one(i: Array, x: Array) -> Array:
         source, target = move.source[i], move.target[i]
+        noise = jr.normal(jr.fold_in(key, i), x.shape, x.dtype)
         below = jnp.minimum(radius, jnp.minimum(source, target))
         above = jnp.minimum(radius, jnp.minimum(last - source, last - target))
 

@@ -39,7 +39,7 @@ class TranslateConfig:
     """How to translate: up to t0 and back in this many steps of a solver of this order, guidance on the way back.
 
     The way up, where there is one through the network, has `source_guidance`, 1 by default: a larger one is seldom
-    undone by the way back. Only `kind`, `steps` and `order` compile.
+    undone by the way back. Only `kind`, `steps`, `order`, and whether there is guidance compile.
     """
 
     kind: Kind = "cycle"
@@ -55,6 +55,8 @@ class TranslateConfig:
             raise ValueError(f"t0 = {self.t0} cannot be: it must lie in (0, 1]")
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
+        if not np.isfinite([self.guidance, self.source_guidance]).all():
+            raise ValueError(f"guidance = {self.guidance}, {self.source_guidance} cannot be: it must be a number")
         if self.kind == "ddib" and self.order == 2:
             raise ValueError("order = 2 cannot be inverted: DDIB takes order 1")
 
@@ -90,6 +92,8 @@ def translate(
         raise ValueError(f"{n} pictures need as many prompts, got {len(source_prompts)} and {len(target_prompts)}")
     mask = None
     if masks is not None:
+        if len(masks) != n:
+            raise ValueError(f"{n} pictures need as many masks, got {len(masks)}")
         mask = jnp.asarray(np.stack([latent_mask(check_mask(one, size), factor) for one in masks]))
     source_eps = guided(pipe, source_prompts, config.source_guidance)
     target_eps = guided(pipe, target_prompts, config.guidance)

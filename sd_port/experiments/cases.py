@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sd_port.nano import scenes
 from sd_port.nano.captions import facts
-from sd_port.nano.scenes import Scene, each
+from sd_port.nano.scenes import Scene, all_seen, each
 
 TUNING, REPORT = 2_000_003, 3_000_017
 POOL = 256  # scenes drawn at once, of which about a fifth can be used
@@ -87,11 +87,6 @@ def possible(scene: Scene, thing: str, by: float) -> Bool[Array, " n"]:
     there, (low, high) = shifted(scene, thing, by), THINGS[thing].room
     x = getattr(there, THINGS[thing].parameters[0])
     return (low <= x) & (x <= high) & all_seen(there)
-
-
-def all_seen(scene: Scene) -> Bool[Array, " n"]:
-    """Whether nothing hides the sun, the peak, or all of the reflection: scenes are drawn so."""
-    return scenes._all_seen(scene)
 
 
 @jax.jit

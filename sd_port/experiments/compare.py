@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from sd_port.experiments.judge import Judged
-from sd_port.metrics.bootstrap import Interval, bootstrap
+from sd_port.metrics.bootstrap import LEVEL, Interval, bootstrap
 from toys.results import Row
+
+TO_TRUTHS = "MMD² to the truths of other scenes"
 
 
 class Measure(NamedTuple):
@@ -76,11 +78,11 @@ def differences(cells: Sequence[Cell], measures: Sequence[str]) -> list[Row]:
 
 
 def to_the_data(cells: Sequence[Cell], mmds: Float[np.ndarray, "*axes methods 2"]) -> list[Row]:
-    """The squared MMD between each cell's results and other scenes, with the p-value of both being of one law."""
+    """The squared MMD between each cell's results and `TO_TRUTHS`, with the p-value of both being of one law."""
     found = []
     for cell, (ode, sde) in zip(cells, mmds.reshape(-1, 2, 2), strict=True):
         remark = f"p = {sde[1]:.2g}; ODE {ode[0]:.3g}, p = {ode[1]:.2g}"
-        found.append(Row(f"{cell.name}: MMD² to other scenes, SDE", float(sde[0]), remark=remark))
+        found.append(Row(f"{cell.name}: {TO_TRUTHS}, SDE", float(sde[0]), remark=remark))
     return found
 
 
@@ -95,15 +97,8 @@ def summary(cells: Sequence[Cell], measures: Sequence[str]) -> list[Row]:
                 verdicts[verdict(off)].append(f"{cell.name} ({name})")
         wins, ties, losses = map(len, verdicts.values())
         lost = f"; SDE loses: {', '.join(verdicts['loses'])}" if losses else ""
-        said = f": {_follows(wins, losses)}" if by_law else ""
-        remark = f"of {wins + ties + losses}, with {ties} ties and {losses} losses{said}{lost}"
+        count = wins + ties + losses
+        chance = f"{(1 - LEVEL) / 2 * count:.1f} of each by chance alone, were there no difference"
+        remark = f"of {count}, with {ties} ties and {losses} losses; {chance}{lost}"
         found.append(Row(f"**comparisons that SDE wins, {what}**", float(wins), remark=remark))
     return found
-
-
-def _follows(wins: int, losses: int) -> str:
-    if wins == losses == 0:
-        return "undecided, where the theory predicts wins"
-    if losses == 0:
-        return "as the theory predicts"
-    return "in part as the theory predicts" if wins > losses else "not what the theory predicts"

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from matplotlib.figure import Figure
 
 from sd_port.edits.translate import Kind, TranslateConfig, difference_mask, translate
-from sd_port.experiments.cases import REPORT, all_seen, editable, painted, said, some
+from sd_port.experiments.cases import REPORT, editable, painted, said, some
 from sd_port.experiments.compare import MEASURES, Cell, differences, summary, to_the_data
 from sd_port.experiments.editing import METHODS, STEPS, by_batches, images_of, pipeline, tell
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, discrepancy, gathered, judge
@@ -24,7 +24,7 @@ from sd_port.metrics.bootstrap import bootstrap
 from sd_port.nano import GUIDANCE
 from sd_port.nano.captions import HEIGHTS, TIMES, facts
 from sd_port.nano.measure import at_size, size_of, through_autoencoder
-from sd_port.nano.scenes import HIGHEST, HULLS, SAILS, Scene, each
+from sd_port.nano.scenes import HIGHEST, HULLS, SAILS, Scene, all_seen, each
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
 from toys.results import Row
@@ -40,7 +40,7 @@ WAYS: dict[str, tuple[Kind, Kind]] = {  # by ODE and by SDE
 LOW, HIGH = np.linspace(0.24, 0.36, 5), np.linspace(0.72, 1.0, 5)  # heights of the sun that "at dusk", "at noon" allow
 BASELINES = ("the picture as it was", "the truth through the autoencoder")
 JUDGED = ("undone", "reflection", "others", "facts", "ghosts", "light", "residual", "rmse")
-REPORTED = ("undone", "others", "residual", "rmse")
+REPORTED = ("undone", "reflection", "others", "ghosts", "residual", "rmse")
 DRAWN = ("undone", "residual", "rmse")
 
 

@@ -34,7 +34,7 @@ TITLE = "Inpainting: SDE against ODE, few steps and many"
 MASKS = ("boat", "sea")
 BOAT = ("boat", "hull", "sail", "boat_size")  # what the caption asks for
 JUDGED = ("undone", "reflection", "others", "facts", "ghosts", "residual", "rmse")
-REPORTED = ("undone", "reflection", "residual", "rmse")
+REPORTED = ("undone", "reflection", "ghosts", "residual", "rmse")
 Order = Literal[1, 2]
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import tyro
 
+from sd_port.nano import GUIDANCE
+from sd_port.pipeline import StableDiffusion
+
 SHEETS = ("real.png", "samples_ode.png", "samples_sde.png")
 NAMES = {
     "sun_x": "sun, x",
@@ -53,7 +56,7 @@ The command above has the better order from the start, in one run; the figures b
 
 @dataclass(frozen=True)
 class Card:
-    """Writes the model card, and figures.json that it was made of, from what was measured."""
+    """Writes the card of the bundled model, and figures.json that it was made of, from what was measured."""
 
     figures: Path
     """The folder that `measure` wrote."""
@@ -143,7 +146,7 @@ def _samples(found: dict[str, Any]) -> str:
         ((n.replace("_", " "), *(f"{found[kind]['spread'][n]:.2f}" for kind in ("ode", "sde"))) for n in names),
     )
     return (
-        f"## Samples, {found['sde']['n']} captions of fresh scenes, guidance 3, 50 steps\n\n"
+        f"## Samples, {found['sde']['n']} captions of fresh scenes, guidance {GUIDANCE:g}, 50 steps\n\n"
         "![Samples by the SDE](samples_sde.png)\n\n*SDE, eta 1. Beside it: `samples_ode.png`, the ODE from the same "
         f"noise and captions, and `real.png`, the scenes the captions are of.*\n\n{quality}\n{by_kind}\n"
         f"{discrepancies}\n{spread}"
@@ -223,6 +226,10 @@ def main(argv: list[str] | None = None) -> None:
         figures = {path.stem: json.loads(path.read_text()) for path in sorted(args.figures.glob("*.json"))}
         if not figures:
             raise ValueError(f"--figures {args.figures}: holds no figures; run measure first")
+        model = StableDiffusion.load(args.model).digest()
+        for name, part in figures.items():
+            if part["model_sha256"] != model:
+                raise ValueError(f"--figures {args.figures}: {name}.json is of another model than {args.model}")
         (args.model / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         (args.model / "README.md").write_text(card(figures), encoding="utf-8")
         for name in SHEETS:

@@ -14,7 +14,7 @@ from sd_port.edits.drag import drag
 from sd_port.edits.drag_config import PRESETS
 from sd_port.nano.captions import facts
 from sd_port.nano.read_out import read_out
-from sd_port.nano.scenes import Scene, draw, each, render
+from sd_port.nano.scenes import Scene, all_seen, draw, each, render
 from sd_port.pipeline import StableDiffusion
 
 FAR = 0.3  # of the width, that the sun goes
@@ -35,10 +35,11 @@ def drag_the_sun(pipe: StableDiffusion, seed: int) -> Demo:
     """Draws a scene with a boat and a high sun, and drags the sun sideways; light and reflection have to follow."""
     scene_key, edit_key = jr.split(jr.key(seed))
     many = draw(scene_key, 64)
-    best = jnp.argmax(many.boat_presence + many.horizon - many.sun_y - jnp.abs(jnp.abs(many.sun_x - 0.5) - FAR / 2))
-    scene = jax.tree.map(lambda leaf: leaf[best], many)
-    there = scene.sun_x + jnp.where(scene.sun_x < 0.5, FAR, -FAR)
-    truth = scene._replace(sun_x=there, reflection_x=there)
+    there = many.sun_x + jnp.where(many.sun_x < 0.5, FAR, -FAR)
+    anew = many._replace(sun_x=there, reflection_x=there)
+    high = many.boat_presence + many.horizon - many.sun_y - jnp.abs(jnp.abs(many.sun_x - 0.5) - FAR / 2)
+    best = jnp.argmax(jnp.where(all_seen(anew), high, -jnp.inf))
+    scene, truth = (jax.tree.map(lambda leaf: leaf[best], one) for one in (many, anew))
     before, after = (np.asarray(render(one)) for one in (scene, truth))
     source, target = (_pixel(one.sun_x, one.sun_y) for one in (scene, truth))
     said = facts(jax.tree.map(np.asarray, scene))

@@ -3,7 +3,8 @@
     python -m sd_port.nano.measure --out runs/figures                   everything, some hours on two cores
     python -m sd_port.nano.measure --out runs/figures --only autoencoder samples
 
-Each part writes its JSON (and pictures) when it is done; parts whose file is there are not measured again.
+Each part writes its JSON (and pictures) when it is done; what is there of the same model and as many scenes is not
+measured again.
 """
 
 import json
@@ -60,6 +61,8 @@ class Measure:
     """Of the scenes: a tenth takes a tenth of the time, and 0.01 shows that it runs."""
     cpu_devices: int = 2
     """Over which batches are split."""
+    config: Path = CONFIG
+    """Of the model's training: samples are compared with the pictures that it drew."""
 
 
 class Fresh(NamedTuple):
@@ -216,7 +219,10 @@ def spread(found: Scene, real: Scene) -> dict[str, float]:
     ratios = {}
     for name in (*PLACES, "horizon", "sun_radius", "sun_warmth", "island_height", "island_width", "boat_size"):
         part = f"{name.split('_')[0]}_presence"
-        values = [np.asarray(getattr(s, name))[np.asarray(getattr(s, part, s.horizon)) > 0.5] for s in (found, real)]
+        values = [
+            np.asarray(getattr(s, name))[np.asarray(getattr(s, part, np.ones_like(s.horizon))) > 0.5]
+            for s in (found, real)
+        ]
         ratios[name] = float(values[0].std() / values[1].std())
     return ratios
 
@@ -258,9 +264,9 @@ def reconstruction(pipe: StableDiffusion, n: int) -> dict[str, Any]:
     for steps, count in many:
         for guidance_scale in (1.0, 3.0):
             for dtype in ("float32", "float64"):
-                count = min(count, n if dtype == "float32" else 16)
-                found = _reconstructed(pipe, latents[:count], texts[:count], steps, guidance_scale, dtype)
-                rows.append({"steps": steps, "n": count, "guidance": guidance_scale, "dtype": dtype, **found})
+                few = count if dtype == "float32" else min(count, 16)
+                found = _reconstructed(pipe, latents[:few], texts[:few], steps, guidance_scale, dtype)
+                rows.append({"steps": steps, "n": few, "guidance": guidance_scale, "dtype": dtype, **found})
                 print(rows[-1], flush=True)
     return {"rows": rows}
 
@@ -376,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         pipe = StableDiffusion.load(args.model, mesh=all_devices())
-        config = read_config(CONFIG)
+        config, digest = read_config(args.config), pipe.digest()
 
         def part(n: int) -> int:
             return max(2, round(args.share * n))
@@ -390,12 +396,12 @@ def main(argv: list[str] | None = None) -> None:
         }
         for name in args.only or parts:
             path = args.out / f"{name}.json"
-            if path.exists():
+            of = {"model_sha256": digest, "share": args.share}
+            if path.exists() and of.items() <= json.loads(path.read_text()).items():
                 continue
             started = time.perf_counter()
-            found = parts[name]()
-            made_with = {"model_sha256": pipe.digest(), "jax": version("jax")}
-            found |= made_with | {"seconds": round(time.perf_counter() - started)}
+            found = parts[name]() | of
+            found |= {"jax": version("jax"), "seconds": round(time.perf_counter() - started)}
             path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
             path.with_suffix(".part").rename(path)
             print(path, flush=True)

@@ -88,7 +88,7 @@ def draw(key: PRNGKey, n: int) -> Scene:
     Of `CANDIDATES` tries for each scene the first that shows everything is taken.
     """
     tries = _tries(key, n * CANDIDATES)
-    chosen = jnp.arange(n) * CANDIDATES + jnp.argmax(_all_seen(tries).reshape(n, CANDIDATES), axis=1)
+    chosen = jnp.arange(n) * CANDIDATES + jnp.argmax(all_seen(tries).reshape(n, CANDIDATES), axis=1)
     return jax.tree.map(lambda leaf: leaf[chosen], tries)
 
 
@@ -133,7 +133,8 @@ def _tries(key: PRNGKey, n: int) -> Scene:
     )
 
 
-def _all_seen(s: Scene) -> Bool[Array, "n"]:
+def all_seen(s: Scene) -> Bool[Array, "n"]:
+    """Whether nothing hides the sun, the peak, or all of the reflection: scenes are drawn so."""
     island, boat = s.island_presence > 0, s.boat_presence > 0
 
     def behind_boat(x, y, room):

@@ -117,11 +117,13 @@ def train(
     """Writes the model to `out`; so_far: as the last checkpoints in `run` have it, which are only read.
 
     With `start`, the autoencoder is that model's and the UNet begins as that model's; the text encoder is new.
-    Raises FileExistsError if there is something, ValueError for unreadable pictures, for a run of another config, and
-    where the model to start from is not of this config.
+    Raises FileExistsError if there is something, ValueError for unreadable pictures, for a run of another config, where
+    the model to start from is not of this config, and for so_far before the autoencoder is trained.
     """
     if out.exists():
         raise FileExistsError(f"{out}: exists already; give another folder")
+    if so_far and start is None and not (run / "latents.npz").exists():
+        raise ValueError(f"{run}: the autoencoder is not trained yet, and nothing can be made of it")
     run.mkdir(parents=True, exist_ok=True)
     _same_config(run / "config.json", dataclasses.asdict(config) | {"pictures": folder and str(folder), "start": start})
     mesh = all_devices()

@@ -145,20 +145,39 @@ def test_a_folder_is_resumed(capsys, monkeypatch):
     monkeypatch.setattr("sd_port.commands.edit.StableDiffusion.load", None)  # nothing to do: not even loaded
     main(list(BATCH))
     assert "made with other options" in refused(capsys, *BATCH, "--seed", "1")
+    shutil.copy("in/1.png", "in/0.png")
+    assert "done/0.png: what it was made of has changed" in refused(capsys, *BATCH)
 
 
-def test_a_folder_of_drags(capsys):
-    """Items as in DragBench bring their own points, masks and prompts."""
+def folder_of_items() -> None:
+    """Two drags as in DragBench, of which one has a mask."""
     for name, source, target in (("a_0", [8, 40], [20, 40]), ("b_1", [30, 30], [30, 38])):
         Path("in", name).mkdir(parents=True)
         shutil.copy("sea.png", f"in/{name}/origin_image.png")
-        shutil.copy("mask.png", f"in/{name}/mask.png")
         request = {"source": [source], "target": [target], "prompt": "a boat"}
         Path("in", name, "prompt.json").write_text(json.dumps(request))
+    shutil.copy("mask.png", "in/a_0/mask.png")
+
+
+def test_a_folder_of_drags(capsys):
+    """Items as in DragBench bring their own points, masks and prompts; each can be replayed, out of its batch."""
+    folder_of_items()
     main(["drag", "--batch", "in", "--out", "done", "--batch-size", "2", *DRAG[6:]])
     records = [read_record(f"done/{name}.png") for name in ("a_0", "b_1")]
     assert [record["target"] for record in records] == [[[20, 40]], [[30, 38]]]
-    assert all(np.abs(read_image(f"done/{name}.png") - read_image("sea.png")).max() > 0.05 for name in ("a_0", "b_1"))
+    main(["replay", "done/b_1.json", "--out", "again.png"])
+    np.testing.assert_array_equal(read_image("again.png"), read_image("done/b_1.png"))
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save("in/a_0/mask.png")
+    assert "the mask of in/a_0/origin_image.png has changed" in refused(capsys, "replay", "done/a_0.json")
+
+
+def test_nothing_is_begun_that_cannot_be_ended(capsys):
+    """One item that cannot be, and none is edited; options that no item reads are refused."""
+    folder_of_items()
+    batch = ("drag", "--batch", "in", "--out", "done", *DRAG[6:])
+    assert "--prompt: the items in in bring their own" in refused(capsys, *batch, "--prompt", "a boat")
+    Path("in/b_1/prompt.json").write_text('{"source": [[8, 40]], "target": [[64, 40]]}')
+    assert "target [64, 40] is outside the picture" in refused(capsys, *batch)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +206,17 @@ def test_a_folder_of_drags(capsys):
         (("sdedit", "--batch", ".", "--out", "done", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
         (("drag", "--batch", ".", "--out", "done", "--lora-steps", "3"), "give --batch-size 1"),
         (("drag", "--batch", ".", "--out", "done", "--save-frames", "a.gif"), "give it without --batch"),
-        (("inpaint", "sea.png"), "--mask: inpainting needs one"),
+        (("inpaint", "sea.png"), "sea.png has no mask: give --mask"),
+        (("sdedit", "sea.png", "--mask", "line.png"), "the mask is too thin"),
+        (("sdedit", "sea.png", "--guidance", "nan"), "guidance = nan"),
+        (("sdedit", "sea.png", "--seed", str(2**63)), "--seed 9223372036854775808"),
+        (("reconstruct", "sea.png", "--mask", "mask.png"), "--mask: there is nothing to protect"),
+        (("drag", "sea.png", "--edit", "good.json", "--prompt", "a boat"), "--prompt: --edit good.json brings its own"),
+        (("drag", "sea.png", "--edit", "flat.json"), 'must be JSON like {"source"'),
+        (("drag", "sea.png", "--edit", "vast.json"), 'must be JSON like {"source"'),
+        (("diffedit", "sea.png", "--threshold", "1"), "--threshold 1"),
+        (("drag", "--batch", "item", "--out", "done"), "is one item"),
+        (("sdedit", "--batch", "twins", "--out", "done"), "several pictures called a"),
         (("cycle", "sea.png", "--t0", "0"), "t0 = 0"),
         (("lora", "sea.png", "--rank", "0"), "rank = 0"),
         (("lora", "sea.png", "--out", "lora.bin"), "must end in .safetensors"),
@@ -201,8 +230,18 @@ def test_bad_input_is_one_line_and_nothing_is_written(args, said, capsys):
         ("taken.json", b"{}"),
         ("sea.gif", b""),
         ("bad.json", b"[1]"),
+        ("good.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
+        ("flat.json", b'{"source": [[20, 40, 1], [2, 3, 4]], "target": [[32, 40]]}'),
+        ("vast.json", b'{"source": [[1e400, 40]], "target": [[32, 40]]}'),
+        ("item/prompt.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
+        ("twins/a.png", b""),
+        ("twins/a.bmp", b""),
     ):
+        Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_bytes(content)
+    line = np.zeros((64, 64), np.uint8)
+    line[:, 32] = 255
+    Image.fromarray(line).save("line.png")
     Image.new("L", (64, 64)).save("black.png")
     Image.new("L", (8000, 8000)).save("huge.png")
     Image.new("RGB", (1, 1)).save("dot.png")

@@ -127,3 +127,17 @@ def test_an_interrupt_while_writing_leaves_nothing(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_png("a.png", np.zeros((2, 2, 3)), {})
     assert os.listdir() == []
+
+
+def test_masks_of_every_kind(tmp_path):
+    """White where it is white and there: what is transparent is black, 16 bits go to 65535, a full alpha is none."""
+    half = np.zeros((4, 6), np.uint8)
+    half[:, :3] = 255
+    white = np.full((4, 6, 3), 255, np.uint8)
+    Image.fromarray(np.concatenate([white, half[..., None]], axis=-1)).save(tmp_path / "strokes.png")
+    Image.fromarray(np.where(half > 0, 40000, 300).astype(np.uint16)).save(tmp_path / "deep.png")
+    opaque = np.concatenate([np.repeat(half[..., None], 3, axis=-1), white[..., :1]], axis=-1)
+    Image.fromarray(opaque).save(tmp_path / "opaque.png")
+    for name in ("strokes", "deep", "opaque"):
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), half / 255)
+    np.testing.assert_array_equal(read_image(tmp_path / "opaque.png")[..., 0], half / 255)  # and does not warn

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -19,7 +20,7 @@ from sd_port.edits.plan import plan
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.hub import BUNDLED
-from tests.sd_port.edits.torch_drag import operations, pasted, sde_drag
+from tests.sd_port.edits.torch_drag import normals, operations, pasted, sde_drag
 from tests.sd_port.torch_models import distance, to_nchw
 from tests.tolerances import PARITY_32, PIPELINE, RECONSTRUCTION_32
 
@@ -35,13 +36,6 @@ def nano() -> StableDiffusion:
 @cache
 def pictures() -> np.ndarray:
     return np.asarray(render(draw(jr.key(0), 3)))
-
-
-def normals(key, operation: int, steps: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The noise of the way up and of the patches, as `operate` draws it."""
-    edit_key, patch_key = jr.split(jr.fold_in(key, operation))
-    path_key, _ = jr.split(edit_key)
-    return jr.normal(path_key, (steps, *shape), "float32"), jr.normal(patch_key, shape, "float32")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -60,10 +54,7 @@ def test_reference_is_the_published_algorithm():
     contexts = torch.cat([torch.from_numpy(np.array(pipe.embed([text]))) for text in ("", prompt)])
     count = len(list(operations(source // 4, target // 4, 2.0)))
     assert count == found.record["operations"] == 3
-    noise = [
-        tuple(torch.stack([to_nchw(x[None])[0] for x in part.reshape(-1, *x0.shape[1:])]) for part in both)
-        for both in (normals(key, i, config.steps, x0.shape) for i in range(count))
-    ]
+    noise = [normals(key, i, config.steps, len(source), x0.shape) for i in range(count)]
     expected = sde_drag(
         theirs.unet,
         theirs.scheduler.alphas_cumprod,
@@ -72,7 +63,7 @@ def test_reference_is_the_published_algorithm():
         to_nchw(latent_mask(mask, 4)[None]),
         source // 4,
         target // 4,
-        [(up[:, None], patch) for up, patch in noise],
+        noise,
         total=total,
         t0=t0,
         alpha=1.1,
@@ -91,11 +82,12 @@ def test_copy_and_paste_is_slicing(seed):
     """Random points, at borders too, on a latent that is not square; a pair that is not active does nothing."""
     rng = np.random.default_rng(seed)
     height, width, r = 9, 13, int(rng.integers(1, 5))
-    x, noise = rng.normal(size=(2, height, width, 4)).astype(np.float32)
+    x, key = rng.normal(size=(height, width, 4)).astype(np.float32), jr.key(seed)
+    noise = [to_nchw(jr.normal(jr.fold_in(key, i), (1, *x.shape), "float32")) for i in range(2)]
     points = rng.integers(0, (width, height), (2, 3, 2))
     move = Move(jnp.asarray(points[0]), jnp.asarray(points[1]), jnp.array([True, True, False]))
-    found = copy_paste(jnp.asarray(x), move, jnp.float32(1.1), jnp.float32(0.3), jnp.int32(r), jnp.asarray(noise))
-    expected = pasted(to_nchw(x[None]), points[0, :2], points[1, :2], to_nchw(noise[None]), 1.1, 0.3, r)
+    found = copy_paste(jnp.asarray(x), move, jnp.float32(1.1), jnp.float32(0.3), jnp.int32(r), key)
+    expected = pasted(to_nchw(x[None]), points[0, :2], points[1, :2], noise, 1.1, 0.3, r)
     np.testing.assert_allclose(found, expected.movedim(1, -1).numpy()[0], rtol=PARITY_32, atol=1e-6)
 
 
@@ -212,6 +204,16 @@ def test_noise_goes_with_the_patch():
     assert changed[0].sum() == 8 and not changed[1].any()
 
 
+def test_overlapping_patches_have_noise_of_their_own():
+    """What two sources share is noised twice and has unit variance still; the same noise twice would give 1.27."""
+    x = jr.normal(jr.key(0), (400, 9, 13, 4), "float32")
+    source = jnp.array([[3, 4], [4, 4]])
+    move = Move(source, source + jnp.array([[6, 0]]), jnp.array([True, True]))
+    settings = jnp.float32(1), jnp.float32(0.3), jnp.int32(2)
+    found = jax.vmap(lambda x, key: copy_paste(x, move, *settings, key))(x, jr.split(jr.key(1), 400))
+    assert abs(np.std(found[:, 2:6, 2:5]) - 1) < 0.02  # of 19,200 numbers, to four standard errors
+
+
 def test_carried_noise_changes_the_drag():
     plain, carried = (
         drag(nano(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, carry_noise=yes), key=jr.key(0)).image
@@ -225,9 +227,10 @@ def test_the_nearest_features(reach):
     rng = np.random.default_rng(reach)
     features = rng.normal(size=(2, 7, 9, 5)).astype(np.float32)
     wanted, places = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.integers(0, 7, (2, 3, 2))
-    found = nearest(jnp.asarray(features), jnp.asarray(wanted), jnp.asarray(places), reach)
+    each = np.array([reach, reach + 1])
+    found = nearest(jnp.asarray(features), jnp.asarray(wanted), jnp.asarray(places), jnp.asarray(each))
     for b, p in np.ndindex(2, 3):
-        x, y = places[b, p]
+        (x, y), reach = places[b, p], each[b]
         window = [
             (features[b, j, i] @ wanted[b, p], (i, j))
             for j in range(max(y - reach, 0), min(y + reach + 1, 7))
@@ -239,7 +242,7 @@ def test_the_nearest_features(reach):
 def test_a_pursuit_goes_one_step_at_a_time():
     """Never further than a step, always nearer, until it is there; points that are not there are left alone."""
     places, target = np.array([[[1, 2], [9, 9], [-1, -1]]]), np.array([[[12, 7], [9, 8], [-1, -1]]])
-    pursuit = Pursuit(None, None, places, target, (places != target).any(-1))  # type: ignore[arg-type]
+    pursuit = Pursuit(None, None, places, target, (places != target).any(-1), np.array([20]))  # type: ignore[arg-type]
     for _ in range(20):
         move = pursuit.move(2.5, False)
         if not move.active.any():
@@ -249,7 +252,7 @@ def test_a_pursuit_goes_one_step_at_a_time():
         places = np.where(move.active[..., None], move.target, places)
         pursuit = pursuit._replace(places=places, on_its_way=(places != target).any(-1))
     np.testing.assert_array_equal(places, target)
-    one = Pursuit(None, None, *(np.zeros((1, 3, 2), int), target), np.array([[False, True, True]]))  # type: ignore[arg-type]
+    one = Pursuit(None, None, *(np.zeros((1, 3, 2), int), target), np.array([[False, True, True]]), np.array([9]))  # type: ignore[arg-type]
     assert one.move(2.0, True).active.tolist() == [[False, True, False]]
 
 
@@ -268,12 +271,14 @@ def test_features_find_what_has_moved():
 
 
 def test_following_ends():
-    """It takes no more than its patience; a picture that has arrived rests."""
+    """Each picture takes no more than its own patience, and its result does not depend on its neighbours."""
     config = replace(QUICK, follow=True, step_size=3.0)
-    drags = [Drag(pictures()[0], SOURCE, TARGET), Drag(pictures()[1], SOURCE, SOURCE + np.array([12, 0]))]
-    far, near = drag_many(nano(), drags, config, key=jr.key(0))
-    assert 2 <= far.record["operations"] <= 4 and 1 <= near.record["operations"] <= 4 and not far.frames
-    assert np.abs(far.image - pictures()[0]).max() > 0.05
+    near, far = (Drag(pictures()[i], SOURCE, SOURCE + np.array([way, 0])) for i, way in ((1, 12), (0, 24)))
+    first, second = drag_many(nano(), [near, far], config, key=jr.key(0))
+    assert 1 <= first.record["operations"] <= 2 and 2 <= second.record["operations"] <= 4 and not first.frames
+    alone, _ = drag_many(nano(), [near, near], config, key=jr.key(0))
+    np.testing.assert_array_equal(first.image, alone.image)
+    assert first.record == alone.record and np.abs(second.image - pictures()[0]).max() > 0.05
 
 
 def bad(**changes):

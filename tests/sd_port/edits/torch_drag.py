@@ -2,6 +2,7 @@
 
 import math
 
+import jax.random as jr
 import numpy as np
 import torch
 
@@ -10,7 +11,7 @@ def sde_drag(unet, alphas_cumprod, contexts, x, mask, source, target, normals, *
     """The latent after all operations: x (1, channels, height, width), contexts (2, tokens, features) null and text.
 
     source, target: (points, 2) in latent pixels. normals: for every operation the noise of the way up (steps, *x), and
-    that of the patch (*x). Timesteps k, k + gap, ... as the authors' code has them for `total` steps.
+    that of the patches (points, *x). Timesteps k, k + gap, ... as the authors' code has them for `total` steps.
     """
     gap = 1000 // total
     steps = int(t0 * total)
@@ -58,14 +59,26 @@ def operations(source, target, step):
 
 
 def pasted(x, source, target, noise, alpha, beta, r):
-    """Eq. (12), patch after patch."""
+    """Eq. (12), patch after patch, each with noise of its own."""
     x, (height, width) = x.clone(), x.shape[-2:]
-    for (sx, sy), (tx, ty) in zip(source.tolist(), target.tolist(), strict=True):
+    for (sx, sy), (tx, ty), z in zip(source.tolist(), target.tolist(), noise, strict=True):
         left, right = min(r, sx, tx), min(r, width - 1 - sx, width - 1 - tx)
         up, down = min(r, sy, ty), min(r, height - 1 - sy, height - 1 - ty)
         here = np.s_[..., sy - up : sy + down, sx - left : sx + right]
         there = np.s_[..., ty - up : ty + down, tx - left : tx + right]
         patch = x[here].clone()
-        x[here] = beta * patch + (1 - beta**2) ** 0.5 * noise[here]
+        x[here] = beta * patch + (1 - beta**2) ** 0.5 * z[here]
         x[there] = alpha * patch
     return x
+
+
+def normals(key, operation: int, steps: int, points: int, shape: tuple[int, ...]):
+    """The noise of the way up, and of each patch, as `sd_port.edits.operation.operate` draws it for one picture."""
+
+    def drawn(key, shape):
+        return torch.from_numpy(np.array(jr.normal(key, shape, "float32"))).movedim(-1, -3)
+
+    edit_key, patch_key = jr.split(jr.fold_in(key, operation))
+    path_key, _ = jr.split(edit_key)
+    (row_key,) = jr.split(patch_key, 1)
+    return drawn(path_key, (steps, *shape)), torch.stack([drawn(jr.fold_in(row_key, i), shape) for i in range(points)])

@@ -86,6 +86,8 @@ def test_from_pictures_to_a_model(tmp_path, pictures, capsys, monkeypatch):
         assert len(found) == 3
         return digest(found)
 
+    early = refused(capsys, [*command(tmp_path, pictures), "--so-far"])
+    assert "the autoencoder is not trained yet" in early and not (tmp_path / "run").exists()
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
         patched.setattr(training, "_denoiser", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         main(command(tmp_path, pictures))
