@@ -14,7 +14,7 @@ import numpy as np
 
 from sd_port.commands.options import versions
 from sd_port.dragbench import Item
-from sd_port.edits.canvas import check_mask, check_points
+from sd_port.edits.canvas import check_mask, check_points, check_size
 from sd_port.edits.drag import drag
 from sd_port.edits.drag_config import DragConfig
 from sd_port.edits.plan import plan
@@ -71,8 +71,9 @@ def is_done(picture: Path, settings: dict[str, Any]) -> bool:
 
 
 def check_item(pipe: StableDiffusion, item: Item, config: DragConfig) -> None:
-    """Raises ValueError for an item that cannot be dragged: points outside of the picture, or too close by."""
+    """Raises ValueError for an item that cannot be dragged: too large, points outside of it, or too close by."""
     size = read_image(item.image).shape[:2]
+    check_size(size, pipe.vae.config.factor)
     check_mask(item.mask, size)
     points = check_points(item.source, size, "source"), check_points(item.target, size, "target")
     plan(*points, pipe.vae.config.factor, config)

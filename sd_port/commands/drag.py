@@ -80,6 +80,6 @@ class DragCommand(EditCommand, DragOptions):
         return results
 
 
-def points_of(request: Request) -> list[np.ndarray]:
+def points_of(request: Request) -> tuple[np.ndarray, np.ndarray]:
     """Sources and targets, (points, 2) each."""
-    return [np.array(points).reshape(-1, 2) for points in (request.source, request.target)]
+    return np.array(request.source).reshape(-1, 2), np.array(request.target).reshape(-1, 2)

@@ -323,3 +323,16 @@ def test_settings_that_do_not_go_together():
         DragConfig(method="ode", carry_noise=True)
     with pytest.raises(ValueError, match="do not fit the published grid"):
         DragConfig(t0=0.6, steps=900, compat="reference").grid(nano().schedule)
+
+
+@pytest.mark.parametrize(("compat", "length"), [("clean", 120), ("reference", 119)])
+def test_guidance_and_adapters_change_on_the_way(compat, length):
+    """At step n of the way up guidance is 1 + 2 n / length, and the adapters' scale goes from 1 to 0.5 on a cosine."""
+    config = DragConfig(compat=compat)
+    ts = config.grid(nano().schedule)
+    guidance, lora = config.ramps(ts)
+    np.testing.assert_array_equal(guidance.times, ts[-2::-1])  # steps start one time above the picture
+    n = np.arange(1, 121)
+    np.testing.assert_allclose(guidance.values, 1 + 2 * n / length, rtol=1e-6)
+    np.testing.assert_allclose(lora.values, 0.75 + 0.25 * np.cos(np.pi * n / length), rtol=1e-6)
+    assert guidance.values[0] < guidance.values[-1] and lora.values[0] > lora.values[-1]
