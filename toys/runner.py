@@ -67,7 +67,10 @@ class Options:
 
 
 def check(suite: Suite, options: Options) -> None:
-    """Makes the folder to write. Raises ValueError, naming the option, for what cannot be made, and OSError."""
+    """Makes the folder to write. Raises ValueError, naming the option, for what cannot be made, and OSError.
+
+    What took hours is not replaced by a minute's worth unless --force says so.
+    """
     if not options.only:
         raise ValueError(f"--only: name at least one of {', '.join(suite.names)}")
     for name in options.only:
@@ -75,6 +78,10 @@ def check(suite: Suite, options: Options) -> None:
             raise ValueError(f"--only {name}: no such experiment; choose from {', '.join(suite.names)}")
     if not options.format:
         raise ValueError("--format: give at least one of pdf, png, svg")
+    for name in options.only if options.tiny and not (options.force or options.list) else ():
+        found = store.load(options.out / f"{name}.npz")
+        if found is not None and found[1]["config"] == suite.made_by(name, tiny=False)["config"]:
+            raise ValueError(f"--out {options.out}: holds {name} at full size; give another folder, or --force")
     if not options.list:
         options.out.mkdir(parents=True, exist_ok=True)
 

@@ -260,7 +260,7 @@ def reconstruction(pipe: StableDiffusion, n: int) -> dict[str, Any]:
     texts = [caption.text for caption in data.captions]
     latents = np.asarray(_by_chunks(pipe.encode, data.images))
     rows = []
-    many = ((10, n), (25, n), (50, n), (100, n), (1000, min(n, 8)))
+    many = ((10, n), (25, n), (50, n), (100, n), (1000, max(2, n // 25)))
     for steps, count in many:
         for guidance_scale in (1.0, 3.0):
             for dtype in ("float32", "float64"):

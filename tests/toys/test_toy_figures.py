@@ -1,12 +1,13 @@
 """`toy-figures` as a user meets it: files, what is not computed again, and what is refused."""
 
+import dataclasses
 import json
 import os
 
 import numpy as np
 import pytest
 
-from toys import priors
+from toys import priors, store
 from toys.__main__ import EXPERIMENTS, main
 
 
@@ -53,6 +54,16 @@ def test_files_and_repetition(tmp_path, monkeypatch, capsys):
         with pytest.raises(AssertionError):  # another configuration is computed
             main(["--out", str(out), "--only", "priors"])
     assert {path.name for path in out.iterdir()} == {"priors.npz", "priors.pdf", "priors.png", "results.md"}
+
+
+def test_tiny_does_not_replace_what_is_whole(tmp_path, capsys):
+    """Arrays of the full size stay, and the line says what to do."""
+    config = json.loads(json.dumps(dataclasses.asdict(priors.Config())))
+    store.save(tmp_path / "priors.npz", {"x": np.zeros(1)}, {"config": config})
+    before = (tmp_path / "priors.npz").read_bytes()
+    assert code("--out", str(tmp_path), "--tiny", "--only", "priors") == 2
+    assert "holds priors at full size; give another folder, or --force" in capsys.readouterr().err
+    assert (tmp_path / "priors.npz").read_bytes() == before
 
 
 def test_list(capsys):
