@@ -84,7 +84,10 @@ def test_methods_are_told_apart(out, name):
     found = arrays(out, name)
     axis = found.found.ndim - 3
     assert found.found.shape[axis] == 2 and np.abs(np.diff(found.found, axis=axis)).max() > 1e-3
-    rows, swapped = (MODULES[name].rows(one) for one in (found, found._replace(found=np.flip(found.found, axis))))
+    other_way = {"found": np.flip(found.found, axis)}
+    if name == "dragging":
+        other_way["lora"] = np.flip(found.lora, 1)
+    rows, swapped = (MODULES[name].rows(one) for one in (found, found._replace(**other_way)))
     count, other = ([[f" SDE {v};" in one.remark for one in of] for v in ("wins", "loses")] for of in (rows, swapped))
     assert count == other[::-1] and np.any(count)
 
