@@ -111,5 +111,5 @@ PRESETS: dict[Preset, DragConfig] = {
     "paper": DragConfig(),
     "fast": DragConfig(steps=12, order=2),
     "draft": DragConfig(steps=6, order=2, step_size=4.0),
-    "nano": DragConfig(t0=0.3, steps=15, radius=2, step_size=1.0, guidance=(1.0, 1.0), follow=True),
+    "nano": DragConfig(t0=0.4, steps=15, radius=2, step_size=1.0, guidance=(1.0, 1.0), follow=True),
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from toys.runner import Options, Suite, check, run, show
 
+FEWEST = 2
 EXPERIMENTS = ("inpainting", "image_to_image", "dragging", "settings", "cost")  # modules here, in reading order
 HEADING = """# The paper's experiments on the bundled model, in numbers
 
@@ -33,6 +34,8 @@ class ExperimentsCommand(Options):
     only: tuple[str, ...] = EXPERIMENTS
     model: str = "nano"
     """nano (bundled), or the folder of a model trained on the same scenes."""
+    scenes: int | None = None
+    """In every cell, instead of as many as each experiment has by default."""
 
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
@@ -43,8 +46,10 @@ class ExperimentsCommand(Options):
             heading=HEADING,
             folders=FOLDERS,
             at_once=False,  # every one has all cores, or the GPU, and one of them takes the time
-            settings={"model": self.model},
+            settings={"model": self.model} | ({} if self.scenes is None else {"scenes": self.scenes}),
         )
+        if self.scenes is not None and self.scenes < FEWEST:
+            raise ValueError(f"--scenes {self.scenes}: give at least {FEWEST}, of which an interval can be made")
         check(suite, self)
         if self.list:
             show(suite)

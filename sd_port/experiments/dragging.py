@@ -43,7 +43,7 @@ class Config:
     """The same scenes in every cell; LoRA is trained on each picture alone, so on few, and for long ways."""
 
     scenes: int = 200
-    lora_scenes: int = 24
+    lora_scenes: int = 16
     lora_steps: int = LORA.steps
     steps: int = DRAG.steps
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -90,7 +90,8 @@ def run(config: Config) -> Arrays:
             results[variant, thing, length, method] = images, task(drags)
         results["before", thing, length] = at_size(drags.pictures), task(drags)
         results["truth", thing, length] = at_size(through_autoencoder(pipe, drags.moved)), task(drags)
-    long = [part(cases(here, thing, config.lengths[-1], 1, size), slice(config.lora_scenes)) for thing in config.things]
+    lora_scenes = min(config.lora_scenes, config.scenes)
+    long = [part(cases(here, thing, config.lengths[-1], 1, size), slice(lora_scenes)) for thing in config.things]
     results |= with_lora(pipe, long, settings, config.lora_steps, jr.fold_in(key, len(grid)))
 
     found, axes = judge(results), (config.variants, config.things, config.lengths, METHODS)
@@ -102,7 +103,7 @@ def run(config: Config) -> Arrays:
     mmds = {name: discrepancy(results[name][0], data[name[1:3]]) for name in itertools.product(*axes)}
     ends = ["before", "truth"], *axes[1:3]
     mmds |= {name: discrepancy(results[name][0], data[name[1:]]) for name in itertools.product(*ends)}
-    lora = gathered(found, ["LoRA"], config.things, METHODS, range(config.lora_scenes))
+    lora = gathered(found, ["LoRA"], config.things, METHODS, range(lora_scenes))
     shown = {
         (thing, i): image
         for thing, drags in zip(config.things, long, strict=True)

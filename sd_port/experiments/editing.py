@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from sd_port.edits.canvas import EditResult
 from sd_port.edits.drag import Drag, drag_many
-from sd_port.edits.drag_config import DragConfig
+from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.experiments.cases import Cases
 from sd_port.lora import LoRAConfig
 from sd_port.nano.measure import at_size
@@ -21,8 +21,8 @@ from theory.types import PRNGKey
 Method = Literal["ode", "sde"]
 METHODS: tuple[Method, ...] = ("ode", "sde")
 
-# Frozen on the scenes of TUNING (see `settings`), one for both methods, for latents of 16 x 16; the rest is not tuned.
-DRAG = DragConfig(t0=0.3, steps=30, radius=2, step_size=2.0, guidance=(1.0, 1.0))
+# Chosen on the scenes of TUNING (see `settings`), one for both methods, for latents of 16 x 16; the rest is not tuned.
+DRAG = PRESETS["nano"]
 LORA = LoRAConfig(rank=4, steps=100, learning_rate=1e-3, batch=4)
 T0, STEPS = 0.7, 50  # of translations
 

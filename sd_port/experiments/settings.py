@@ -1,8 +1,8 @@
 """The settings of a drag, one at a time and the others as frozen, on scenes that no figure is reported for.
 
-t0, alpha, beta, the radius r, the number of operations m and of solver steps n, and forms of the drag beyond the paper:
-amplifying in the first operation only, carrying the recorded noise along, following what is dragged, and choosing t0
-by the size of the patch.
+t0, alpha, beta, the radius r, the number of operations m and of solver steps n; forms of the drag beyond the paper,
+each beside the published one: amplifying in the first operation only, carrying the recorded noise along, choosing t0 by
+the size of the patch, following what is dragged; and the presets, of which all but nano are for latents of 64 x 64.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.random as jr
 import numpy as np
 from matplotlib.figure import Figure
 
-from sd_port.edits.drag_config import DragConfig
+from sd_port.edits.drag_config import PRESETS, DragConfig, Preset
 from sd_port.edits.plan import plan
 from sd_port.experiments.cases import THINGS, TUNING, Cases, cases, editable
 from sd_port.experiments.compare import MEASURES
@@ -27,12 +27,13 @@ from toys.results import Row
 from toys.style import CYCLE, INK, ODE, figure, letter, styled
 
 TITLE = "The settings of a drag, one at a time, on tuning scenes"
+PUBLISHED: dict[str, Any] = {"follow": False}
 FORMS: dict[str, dict[str, Any]] = {
-    "published": {},
-    "alpha first": {"alpha_first": True},
-    "noise carried": {"carry_noise": True},  # SDE-Drag's: ODE-Drag records no noise
-    "following": {"follow": True},
-    "t0 by patch": {"t0": "auto"},
+    "published": PUBLISHED,
+    "alpha first": PUBLISHED | {"alpha_first": True},
+    "noise carried": PUBLISHED | {"carry_noise": True},
+    "t0 by patch": PUBLISHED | {"t0": "auto"},
+    "following": {},
 }
 SWEPT = {"t0": "t0", "alpha": "α", "beta": "β", "radius": "r", "step_size": "m", "steps": "n"}  # fields of DragConfig
 DRAWN = ("away", "residual", "rmse")
@@ -42,13 +43,14 @@ DRAWN = ("away", "residual", "rmse")
 class Config:
     """Values to go through; long drags by one point of every thing, each in all of the scenes."""
 
-    t0: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    alpha: tuple[float, ...] = (0.9, 1.0, 1.05, 1.1, 1.2)
-    beta: tuple[float, ...] = (0.0, 0.3, 0.6, 0.9)
+    t0: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6)
+    alpha: tuple[float, ...] = (1.0, 1.1, 1.2)
+    beta: tuple[float, ...] = (0.0, 0.3, 0.6)
     radius: tuple[int, ...] = (1, 2, 3)
-    step_size: tuple[float, ...] = (5.0, 2.5, 2.0, 1.0)
-    steps: tuple[int, ...] = (10, 20, 30, 60, 100)
+    step_size: tuple[float, ...] = (5.0, 2.0, 1.0)
+    steps: tuple[int, ...] = (6, 10, 15, 30)
     forms: tuple[str, ...] = tuple(FORMS)
+    presets: tuple[Preset, ...] = tuple(PRESETS)
     things: tuple[str, ...] = tuple(THINGS)
     scenes: int = 64
     frozen_steps: int = DRAG.steps
@@ -63,6 +65,7 @@ class Config:
             **one,
             steps=(3,),
             forms=("published", "alpha first"),
+            presets=("draft",),
             things=("boat",),
             scenes=2,
             frozen_steps=3,
@@ -116,14 +119,15 @@ def sweeps(config: Config, drags: Cases, factor: int) -> dict[tuple[str, str], d
             changes = {name: value}
             operations = plan(drags.source[0], drags.target[0], factor, dataclasses.replace(DRAG, **changes))
             found[setting, str(len(operations)) if name == "step_size" else f"{value:g}"] = changes
-    return found | {("form", name): FORMS[name] for name in config.forms}
+    found |= {("form", name): FORMS[name] for name in config.forms}
+    return found | {("preset", name): vars(PRESETS[name]) for name in config.presets}
 
 
 def changed(base: DragConfig, method: Method, changes: dict[str, Any]) -> DragConfig | None:
     """The settings with these changes; None where the method does not have them."""
-    if method == "ode" and "carry_noise" in changes:
+    if method == "ode" and (changes.get("carry_noise") or changes.get("order") == 2):  # no noise, and no inverse
         return None
-    return dataclasses.replace(base, method=method, **changes)
+    return dataclasses.replace(base, **changes | {"method": method})
 
 
 def rows(arrays: Arrays) -> list[Row]:
@@ -153,13 +157,13 @@ def plot(arrays: Arrays) -> Figure:
         here, axis = np.flatnonzero(arrays.settings == setting), axes[i, j]
         for m, colour in enumerate((ODE, CYCLE)):
             values = arrays.found[here, m, Judged._fields.index(name)]
-            lines = "" if setting == "form" else ("-", "--")[m]
+            lines = "" if setting in ("form", "preset") else ("-", "--")[m]
             line(
                 axis, np.arange(len(here)) + 0.1 * m, values, color=colour, ls=lines, label=f"{METHODS[m].upper()}-Drag"
             )
         for at in np.flatnonzero(arrays.frozen[here]):
             axis.axvline(at, color=INK, lw=0.5, ls=":")
-        turned = 90 if setting == "form" else 0
+        turned = 90 if setting in ("form", "preset") else 0
         axis.set_xticks(range(len(here)), arrays.values[here].tolist() if i == len(DRAWN) - 1 else [], rotation=turned)
         axis.set(title=setting if i == 0 else "", ylabel=MEASURES[name].short if j == 0 else "")
     handles = axes[0, 0].get_legend_handles_labels()
