@@ -135,7 +135,7 @@ def rows(arrays: Arrays) -> list[Row]:
     for setting in dict.fromkeys(arrays.settings.tolist()):
         here = np.flatnonzero(arrays.settings == setting)
         means = arrays.found[here].mean(axis=-1)  # (points, methods, measures)
-        best = np.nanargmin(means[..., Judged._fields.index("rmse")], axis=0)
+        best = np.nan_to_num(means[..., Judged._fields.index("rmse")], nan=np.inf).argmin(axis=0)
         for i, (m, method) in itertools.product(range(len(here)), enumerate(METHODS)):
             of = Judged(*arrays.found[here[i], m])
             if np.isnan(of.rmse).all():
