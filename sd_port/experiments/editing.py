@@ -41,8 +41,12 @@ def tell(what: str) -> None:
 
 
 def by_batches(n: int, batch: int, key: PRNGKey, edit: OneBatch) -> Float[np.ndarray, "n *rest"]:
-    """edit(rows, key) of n rows, `batch` at a time; the last is filled up with the last row, so that one compiles."""
-    parts = []
+    """edit(rows, key) of n rows, at most `batch` at a time, in parts of one size, so that one compiles.
+
+    The last part is filled up with the last row.
+    """
+    parts, count = [], -(-n // batch)
+    batch = -(-n // count)
     for start in range(0, n, batch):
         rows = np.minimum(np.arange(start, start + batch), n - 1)
         parts.append(edit(rows, jr.fold_in(key, start))[: n - start])
