@@ -6,6 +6,7 @@ An experiment is a module with TITLE, Config (with `tiny()`), Arrays, run(config
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -122,13 +123,18 @@ def _makers(suite: Suite, names: list[str], options: Options) -> Iterator[list[C
 
 
 def make(suite: Suite, name: str, options: Options) -> Any:
-    """The arrays of one experiment, computed as far as they are not there."""
+    """The arrays of one experiment, computed as far as they, or the parts that it keeps, are not there."""
     module, wanted, path = suite.experiment(name), suite.made_by(name, options.tiny), options.out / f"{name}.npz"
     found = None if options.force else store.load(path)
     if found is not None and store.same(found[1], wanted):
         return module.Arrays(**found[0])
-    arrays = module.run(suite.config(name, options.tiny))
+    parts = options.out / f"{name}.parts"
+    if options.force:
+        shutil.rmtree(parts, ignore_errors=True)
+    with store.parts(parts, wanted):
+        arrays = module.run(suite.config(name, options.tiny))
     store.save(path, arrays._asdict(), wanted)
+    shutil.rmtree(parts, ignore_errors=True)
     return arrays
 
 

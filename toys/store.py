@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,6 +57,40 @@ def made_by(
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two runs must give the same arrays: all but the commit agrees, which also changes with a README."""
     return a | {"commit": ""} == b | {"commit": ""}
+
+
+_parts: ContextVar[Path | None] = ContextVar("parts", default=None)
+
+
+@contextmanager
+def parts(folder: Path, made_by: dict[str, Any]) -> Iterator[None]:
+    """Keeps what is `kept` within, below this folder, for a run that follows one that was cut off.
+
+    Parts of another config, version or source are not those that are asked for.
+    """
+    asked = json.dumps(made_by | {"commit": ""}, sort_keys=True)
+    token = _parts.set(folder / hashlib.sha256(asked.encode()).hexdigest()[:16])
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def kept(name: tuple[Any, ...], make: Callable[..., np.ndarray], *args: Any, **kwargs: Any) -> np.ndarray:
+    """make(*args, **kwargs), or what it was under this name when the run was cut off; outside of `parts`, just made.
+
+    Raises what `make` raises, and OSError.
+    """
+    folder = _parts.get()
+    if folder is None:
+        return make(*args, **kwargs)
+    path = folder / f"{hashlib.sha256(repr(name).encode()).hexdigest()[:16]}.npy"
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    made = make(*args, **kwargs)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: np.save(file, made))
+    return made
 
 
 @cache

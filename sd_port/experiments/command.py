@@ -26,8 +26,8 @@ FOLDERS = ("theory", "sd_port", *(f"sd_port/{name}" for name in ("models", "weig
 class ExperimentsCommand(Options):
     """Repeats the paper's experiments on scenes whose truth is known: a figure, arrays and a table for each.
 
-    What is there already, from the same configuration, model, versions and sources, is not computed again. Hours on two
-    cores, minutes on a GPU; --tiny shows that it runs.
+    What is there already, from the same configuration, model, versions and sources, is not computed again, and a run
+    that was cut off goes on. Hours on two cores, minutes on a GPU; --tiny shows that it runs.
     """
 
     out: Path = Path("out/experiments")

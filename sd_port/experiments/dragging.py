@@ -4,10 +4,9 @@ Did the thing arrive, did the reflection and the light follow, what else changed
 same scene rendered with the thing moved?
 """
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.random as jr
@@ -27,6 +26,7 @@ from sd_port.nano.measure import at_size, size_of, through_autoencoder
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
 from toys.results import Row
+from toys.store import kept
 from toys.style import figure, letter, styled
 
 TITLE = "Dragging: SDE-Drag against ODE-Drag"
@@ -75,7 +75,7 @@ class Arrays(NamedTuple):
 def run(config: Config) -> Arrays:
     """Raises what loading the model raises."""
     pipe, key = pipeline(config.model), jr.key(config.seed)
-    size, settings = size_of(pipe), dataclasses.replace(DRAG, steps=config.steps)
+    size, settings = size_of(pipe), replace(DRAG, steps=config.steps)
     scene = editable(REPORT, 2 * config.scenes)
     here, others = some(scene, slice(config.scenes)), some(scene, slice(config.scenes, None))
     results: dict[Key, tuple[Pictures, Task]] = {}
@@ -85,9 +85,9 @@ def run(config: Config) -> Arrays:
         points, masked = VARIANTS[variant]
         drags, cell_key = cases(here, thing, length, points, size), jr.fold_in(key, i)
         for method in METHODS:
-            way = dataclasses.replace(settings, method=method)
-            images = dragged(pipe, drags, way, masked=masked, batch=config.batch, key=cell_key)
-            results[variant, thing, length, method] = images, task(drags)
+            way = replace(settings, method=method)
+            name, how = (variant, thing, length, method), {"masked": masked, "batch": config.batch, "key": cell_key}
+            results[name] = kept(name, dragged, pipe, drags, way, **how), task(drags)
         results["before", thing, length] = at_size(drags.pictures), task(drags)
         results["truth", thing, length] = at_size(through_autoencoder(pipe, drags.moved)), task(drags)
     lora_scenes = min(config.lora_scenes, config.scenes)
@@ -136,20 +136,27 @@ def with_lora(
 ) -> dict[Key, tuple[Pictures, Task]]:
     """Results of each of the drags by both methods, with adapters trained on each scene's picture alone."""
     results: dict[Key, tuple[Pictures, Task]] = {}
+    for i in range(len(drags[0].pictures)):
+        tell(f"dragging: LoRA on picture {i + 1} of {len(drags[0].pictures)}")
+        of_picture = [part(all_of_it, slice(i, i + 1)) for all_of_it in drags]
+        images = kept(("LoRA", i), adapted, pipe, of_picture, config, steps, jr.fold_in(key, i))
+        for (j, one), (m, method) in itertools.product(enumerate(of_picture), enumerate(METHODS)):
+            results["LoRA", one.thing, method, i] = images[j, m], task(one)
+    return results
+
+
+def adapted(
+    pipe: StableDiffusion, drags: Sequence[Cases], config: DragConfig, steps: int, key: PRNGKey
+) -> Float[np.ndarray, "drags methods 1 64 64 3"]:
+    """Drags of one picture by both methods, with adapters trained on it, which are taken away again."""
+    train_key, drag_key = jr.split(key)
     try:
-        for i, (picture, caption) in enumerate(zip(drags[0].pictures, drags[0].captions, strict=True)):
-            tell(f"dragging: LoRA on picture {i + 1} of {len(drags[0].pictures)}")
-            train_key, drag_key = jr.split(jr.fold_in(key, i))
-            train_lora(pipe, picture, caption, dataclasses.replace(LORA, steps=steps), key=train_key)
-            for all_of_it, method in itertools.product(drags, METHODS):
-                one = part(all_of_it, slice(i, i + 1))
-                images = dragged(
-                    pipe, one, dataclasses.replace(config, method=method), masked=False, batch=1, key=drag_key
-                )
-                results["LoRA", one.thing, method, i] = images, task(one)
+        train_lora(pipe, drags[0].pictures[0], drags[0].captions[0], replace(LORA, steps=steps), key=train_key)
+        ways = [replace(config, method=method) for method in METHODS]
+        images = [dragged(pipe, one, way, masked=False, batch=1, key=drag_key) for one in drags for way in ways]
     finally:
         pipe.unload_lora()
-    return results
+    return np.reshape(images, (len(drags), len(METHODS), *images[0].shape))
 
 
 def cells(arrays: Arrays) -> list[Cell]:

@@ -28,6 +28,7 @@ from sd_port.nano.scenes import HIGHEST, HULLS, SAILS, Scene, all_seen, each
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
 from toys.results import Row
+from toys.store import kept
 from toys.style import ODE, SDE, figure, letter, styled
 
 TITLE = "Image to image: SDE against ODE on colours and times of day"
@@ -97,9 +98,10 @@ def run(config: Config) -> Arrays:
         for i, (way, t0, method) in enumerate(itertools.product(*axes)):
             tell(f"image to image: {edit}, {way}, t0 = {t0:g}, {method}")
             settings = TranslateConfig(WAYS[way][METHODS.index(method)], t0, config.steps, 1, GUIDANCE)
-            images = translated(pipe, here, settings, masks[way], config.batch, jr.fold_in(key, i // len(METHODS)))
-            results[edit, way, t0, method] = images, task(here)
-            mmds[edit, way, t0, method] = discrepancy(images, data)
+            name, cell_key = (edit, way, t0, method), jr.fold_in(key, i // len(METHODS))
+            images = kept(name, translated, pipe, here, settings, masks[way], config.batch, cell_key)
+            results[name] = images, task(here)
+            mmds[name] = discrepancy(images, data)
         results["before", edit] = at_size(here.pictures), task(here)
         results["truth", edit] = truth, task(here)
         made = [results[edit, way, middle, method][0] for way, method in itertools.product(WAYS, METHODS)]

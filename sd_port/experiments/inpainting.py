@@ -28,6 +28,7 @@ from sd_port.nano.scenes import Scene
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
 from toys.results import Row
+from toys.store import kept
 from toys.style import ODE, SDE, figure, letter, styled
 
 TITLE = "Inpainting: SDE against ODE, few steps and many"
@@ -76,8 +77,8 @@ def run(config: Config) -> Arrays:
     for mask, order, steps, method in itertools.product(*axes):
         tell(f"inpainting: {mask}, order {order}, {steps} steps, {method}")
         settings = InpaintConfig(method, steps, order, GUIDANCE)
-        images = filled(pipe, before, masks[mask], captions, settings, config.batch, key)
-        results[mask, order, steps, method] = images, task(here, before, mask)
+        name, given = (mask, order, steps, method), (pipe, before, masks[mask], captions)
+        results[name] = kept(name, filled, *given, settings, config.batch, key), task(here, before, mask)
     results["truth",] = at_size(through_autoencoder(pipe, before)), task(here, before, "sea")
 
     found, data = judge(results), at_size(through_autoencoder(pipe, painted(others, size)))

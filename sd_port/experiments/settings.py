@@ -24,6 +24,7 @@ from sd_port.experiments.judge import Judged, Key, Pictures, Task, judge
 from sd_port.experiments.panels import line
 from sd_port.nano.measure import size_of
 from toys.results import Row
+from toys.store import kept
 from toys.style import CYCLE, INK, ODE, figure, letter, styled
 
 TITLE = "The settings of a drag, one at a time, on tuning scenes"
@@ -95,8 +96,8 @@ def run(config: Config) -> Arrays:
             drag = changed(base, method, changes)
             if drag is not None and (drag, thing) not in results:  # the frozen value is one of each setting's
                 tell(f"settings: {setting} = {value}, {thing}, {method}")
-                images = dragged(pipe, drags[thing], drag, masked=False, batch=config.batch, key=key)
-                results[drag, thing] = images, task(drags[thing])
+                how = {"masked": False, "batch": config.batch, "key": key}
+                results[drag, thing] = kept((drag, thing), dragged, pipe, drags[thing], drag, **how), task(drags[thing])
     found = judge(results)
     nothing = np.full((len(Judged._fields), config.scenes * len(config.things)), np.nan)
     values = [
