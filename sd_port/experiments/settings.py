@@ -66,7 +66,7 @@ class Config:
             **one,
             steps=(3,),
             forms=("published", "alpha first"),
-            presets=("draft",),
+            presets=("nano",),
             things=("boat",),
             scenes=2,
             frozen_steps=3,

@@ -11,6 +11,7 @@ import tyro
 
 from sd_port.experiments import cost, dragging, image_to_image, inpainting, settings
 from sd_port.experiments.command import EXPERIMENTS, ExperimentsCommand
+from sd_port.experiments.editing import by_batches
 from sd_port.experiments.judge import Judged
 from theory.editing import edit
 from theory.schedules import LinearVP
@@ -119,6 +120,19 @@ def test_evaluations_are_counted_right(latent, calls):
     assert len(counted) == calls * steps
 
 
+def test_batches_are_of_one_size():
+    """Seven rows by threes are 3 + 3 + 1 in parts of three, and four by three are 2 + 2: rows come back in order."""
+    for n, sizes in ((7, [3, 3, 3]), (4, [2, 2]), (2, [2])):
+        seen = []
+
+        def edit(rows, key, seen=seen):
+            seen.append(len(rows))
+            return 10.0 * rows
+
+        np.testing.assert_array_equal(by_batches(n, 3, jax.random.key(0), edit), 10.0 * np.arange(n))
+        assert seen == sizes
+
+
 def test_list(capsys):
     ExperimentsCommand(list=True).run()
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(EXPERIMENTS)
@@ -136,6 +150,7 @@ def test_options_are_explained(capsys):
     [
         ({"only": ("drag",)}, "--only drag: no such experiment; choose from inpainting"),
         ({"only": ()}, "--only: name at least one of inpainting"),
+        ({"scenes": 1}, "--scenes 1: give at least 2"),
         ({"model": "no/such/folder/here"}, "no/such/folder/here"),
     ],
 )
