@@ -4,20 +4,23 @@
     DragDiffusion   <category>/<item>/{original_image.png, meta_data.pkl}
     repack          [<category>/]<item>/{original_image.png, meta_data.pkl, meta_data_region.pkl}
 
-meta_data.pkl is a pickle from the net: it may build dictionaries, lists, text, numbers and numpy arrays of numbers,
-and any other name that it asks for is refused before it is looked up.
+meta_data.pkl is a pickle from the net: it may build dictionaries, lists, text, numbers and arrays of numbers, the last
+from stand-ins for what numpy's pickles ask for; any other name is refused before it is looked up.
 """
 
-import codecs
 import json
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sd_port.images import read_mask
+
+LARGEST_PICKLE = 2**28  # bytes: a mask of 8k x 8k pixels in float32
+FURTHEST = 2**31  # pixels from the corner, which no picture has
 
 
 class Request(NamedTuple):
@@ -87,21 +90,25 @@ def read_request(path: str | Path) -> Request:
     return Request(source, target, *texts)
 
 
-def _points(raw: Any) -> list[list[int]]:
-    """Pairs of numbers, to the nearest pixels. Raises ValueError or OverflowError for anything else."""
-    points = np.array(raw, float).reshape(-1, 2) if len(raw) == 0 else np.array(raw, float)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError("a point is [x, y]")
-    return [[round(x), round(y)] for x, y in points.tolist()]
+def _points(raw: Iterable[Any]) -> list[list[int]]:
+    """Pairs of numbers, to the nearest pixels. Raises ValueError, TypeError or OverflowError for anything else."""
+    points = [[round(float(x)), round(float(y))] for x, y in raw]
+    if any(abs(number) >= FURTHEST for point in points for number in point):
+        raise OverflowError("a point is outside of any picture")
+    return points
 
 
 def _pickled_item(name: str, folder: Path, path: Path) -> Item:
     try:
+        if path.stat().st_size > LARGEST_PICKLE:
+            raise ValueError(f"it has more than {LARGEST_PICKLE} bytes, and points and a mask need fewer")
         with path.open("rb") as file:
             raw = _Plain(file).load()
-        points = np.array(raw["points"], float).round().astype(int).reshape(-1, 2)
-        prompt, mask = str(raw.get("prompt", "")), raw.get("mask")
-        mask = None if mask is None else (np.asarray(mask, np.float32) > 0).astype(np.float32)
+        points = np.array(_points(raw["points"]), int).reshape(-1, 2)
+        prompt, mask = raw.get("prompt", ""), raw.get("mask")
+        if not isinstance(prompt, str) or not isinstance(mask, _Array | None):
+            raise ValueError("its prompt must be a text, its mask an array")
+        mask = None if mask is None else (mask.numbers > 0).astype(np.float32)
         if mask is not None and mask.ndim != 2:
             raise ValueError(f"the mask has the shape {mask.shape}")
     except OSError:
@@ -115,33 +122,66 @@ def _pickled_item(name: str, folder: Path, path: Path) -> Item:
     return Item(name, _there(folder, "original_image.png"), mask, source, target, prompt)
 
 
-def _dtype(*args: Any) -> np.dtype:
-    """Only numbers: an array of objects could hold anything."""
-    made = np.dtype(*args)
-    if made.hasobject:
-        raise pickle.UnpicklingError("it holds an array of objects")
-    return made
+class _Dtype:
+    """Stands for numpy.dtype: kind, size and byte order of numbers. What else a pickle says of it is not read."""
+
+    def __init__(self, code: str):
+        if not re.fullmatch("[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, which are not numbers (objects, or text)")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for numpy.ndarray, whose own constructor and state may hold pointers."""
+
+    def __init__(self, numbers: np.ndarray | None = None):
+        self.numbers = np.zeros(0) if numbers is None else numbers
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _Dtype, bool, bytes]) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.numbers = _array(dtype, raw, shape, "F" if fortran else "C")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.numbers)
+
+
+def _array(dtype: Any, raw: Any, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> np.ndarray:
+    """The numbers in these bytes; numpy checks that they are as many as the shape says."""
+    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray):
+        raise pickle.UnpicklingError("it holds an array that is not made of numbers")
+    return np.frombuffer(bytes(raw), dtype.dtype).reshape(shape, order=order)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Bytes, as protocol 2 writes them."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
 
 
 class _Plain(pickle.Unpickler):
     """Loads arrays of numbers, and what needs no import at all."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # What numpy's pickles ask for, in any protocol. Functions made for this pickle alone: what it may do to their
+        # attributes ends with it.
+        known = {
+            ("numpy", "ndarray"): "ndarray",
+            ("numpy", "dtype"): lambda code, *_: _Dtype(code),
+            ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+            ("numpy._core.multiarray", "scalar"): lambda dtype, raw: _array(dtype, raw, (1,)).item(),
+            ("numpy._core.numeric", "_frombuffer"): lambda raw, dtype, shape, order, *_: _Array(
+                _array(dtype, raw, shape, order)
+            ),
+            ("_codecs", "encode"): lambda text, encoding: _latin1(text, encoding),
+        }
         module = module.replace("numpy.core", "numpy._core")  # as numpy 1 called it
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which points, masks and prompts do not need")
-        return _ALLOWED[module, name]
-
-
-# What numpy's own pickles ask for, in any protocol; the functions as this numpy has them.
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
-    ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce_ex__(2)[0],
-    ("numpy._core.multiarray", "scalar"): np.float64(1).__reduce_ex__(2)[0],
-    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-    ("_codecs", "encode"): codecs.encode,  # bytes, in protocol 2
-}
+        return known[module, name]
 
 
 def _there(folder: Path, name: str) -> Path:

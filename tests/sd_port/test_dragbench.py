@@ -3,14 +3,18 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sd_port import dragbench
 from sd_port.dragbench import read_set
 
+ROOT = Path(__file__).parents[2]
 SIZE = (40, 60)
 POINTS = [[3, 4], [13, 14], [20, 5], [30, 6]]
 
@@ -90,6 +94,9 @@ class Harm:
         ({"points": POINTS[:3]}, "2 source and 1 target"),
         ({"points": "no"}, "cannot be read"),
         ({"mask": np.zeros((3, 4, 5))}, "the mask has the shape"),
+        ({"mask": [[1, 0]]}, "its mask an array"),
+        ({"prompt": ["a cat"]}, "must be a text"),
+        ({"points": [[1e300, 0], [0, 0]]}, "outside of any picture"),
     ],
 )
 def test_bad_pickles_are_named_and_not_run(tmp_path, monkeypatch, change, said):
@@ -99,6 +106,59 @@ def test_bad_pickles_are_named_and_not_run(tmp_path, monkeypatch, change, said):
         read_set(tmp_path)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
     assert not Path("harmed").exists()
+
+
+class Forged:
+    """Pickles as a call of a function with arguments of the attacker's choice, then a state."""
+
+    def __init__(self, function, *args, state=None):
+        self.made = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.made
+
+
+RECONSTRUCT = np.zeros(1).__reduce_ex__(2)[0]
+OBJECTS = Forged(np.dtype, "f8", state=(3, "|", None, None, None, 8, 8, 63))  # a float whose flags say: objects
+POINTERS = {
+    "constructor": Forged(np.ndarray, (2, 1), "O", b"A" * 16),
+    "reconstruct": Forged(RECONSTRUCT, np.ndarray, (3,), "O"),
+    "state": Forged(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2, 1), np.dtype("O"), False, b"A" * 16)),
+    "flags": Forged(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2, 2), OBJECTS, False, b"A" * 16)),
+    "list": Forged(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2, 1), np.dtype("f8"), False, [Harm(), 1])),
+    "short": Forged(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (9, 2), np.dtype("f8"), False, b"A" * 16)),
+}
+
+
+@pytest.mark.parametrize("name", POINTERS)
+def test_forged_arrays_are_refused(tmp_path, name):
+    folder = drag_diffusion(tmp_path, meta(points=POINTERS[name]))
+    with pytest.raises(ValueError, match=r"cannot be read|0 source and 0 target") as error:
+        read_set(tmp_path)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pointers_are_not_followed(tmp_path):
+    """One line and exit code 2, not the end of the process."""
+    folder = drag_diffusion(tmp_path, meta(points=POINTERS["constructor"]))
+    program = f"from sd_port.__main__ import main; main(['bench', {str(tmp_path)!r}])"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2, (run.returncode, run.stderr)
+    assert run.stderr.startswith(f"sd-edit: {folder / 'meta_data.pkl'}: cannot be read") and run.stderr.count("\n") == 1
+
+
+def test_numbers_of_either_byte_order_and_alone(tmp_path):
+    """Big-endian points, and single numbers of numpy's, mean what they say."""
+    for i, points in enumerate((np.array(POINTS, ">i4"), [[np.int64(x), np.float32(y)] for x, y in POINTS])):
+        drag_diffusion(tmp_path, meta(points=points), str(i))
+        np.testing.assert_array_equal(read_set(tmp_path)[i].target, POINTS[1::2])
+
+
+def test_a_pickle_larger_than_any_mask_is_not_loaded(tmp_path, monkeypatch):
+    folder = drag_diffusion(tmp_path, meta())
+    monkeypatch.setattr(dragbench, "LARGEST_PICKLE", 100)
+    with pytest.raises(ValueError, match=r"meta_data.pkl: cannot be read .it has more than 100 bytes"):
+        read_set(folder.parent)
 
 
 def test_what_is_missing_is_named(tmp_path):
