@@ -117,13 +117,13 @@ class StableDiffusion:
     def posterior(self, image: Image) -> tuple[Image, Image]:
         """Mean and standard deviation of the latents of images."""
         _check_size(image.shape[1], image.shape[2], self.vae.config.factor)
-        posterior = _run(self.vae, "encode", 1.0, self._split(2 * image.astype(jnp.float32) - 1))
+        posterior = _run(self.vae, "encode", 1.0, self.split(2 * image.astype(jnp.float32) - 1))
         factor = self.vae.config.scaling_factor
         return posterior.mean * factor, posterior.std * factor
 
     def decode(self, latent: Image) -> Image:
         """Images of latents, clipped to [0, 1]."""
-        image = _run(self.vae, "decode", 1.0, self._split(latent) / self.vae.config.scaling_factor)
+        image = _run(self.vae, "decode", 1.0, self.split(latent) / self.vae.config.scaling_factor)
         return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
 
     def noise_fn(
@@ -198,14 +198,14 @@ class StableDiffusion:
         guidance_scale = 1.0 if guidance_scale is None else guidance_scale
         eps_fn = self.noise_fn(contexts, null_context, guidance_scale, lora_scale, batch=len(prompts))
         solver = DPMSolverPP2M(self.schedule) if solver is None else solver
-        parts = sample_parts(solver, eps_fn, self._split(x), ts, solver_key, size=PART)
+        parts = sample_parts(solver, eps_fn, self.split(x), ts, solver_key, size=PART)
         for done, latent in enumerate(parts, start=1):
             x = latent
             if progress is not None:
                 progress(min(done * PART, steps), steps, jax.block_until_ready(x))
         return self.decode(x)
 
-    def _split(self, batch: Image) -> Image:
+    def split(self, batch: Image) -> Image:
         """The batch over the devices of the mesh."""
         if self.mesh is None:
             return batch

@@ -56,21 +56,24 @@ def drag_the_sun(pipe: StableDiffusion, seed: int) -> Demo:
 
 
 def sheet(demo: Demo) -> np.ndarray:
-    """The pictures side by side, the way of the sun drawn in, and under each where the sun and its reflection are."""
-    figure = Figure(figsize=(10, 3.2), dpi=120, layout="constrained")
-    axes = figure.subplots(1, len(demo.pictures))
-    for ax, (name, picture) in zip(axes, demo.pictures.items(), strict=True):
-        ax.imshow(picture, extent=(0, SIZE, SIZE, 0), interpolation="nearest")
-        ax.set_title(name)
-        ax.set_xlabel(
+    """The pictures side by side with the way of the sun, what each changed, and where sun and reflection are read."""
+    figure = Figure(figsize=(10, 5.6), dpi=120, layout="constrained")
+    axes = figure.subplots(2, len(demo.pictures))
+    for (above, below), (name, picture) in zip(axes.T, demo.pictures.items(), strict=True):
+        above.imshow(picture, extent=(0, SIZE, SIZE, 0), interpolation="nearest")
+        above.set_title(name)
+        change = np.abs(picture - demo.pictures["before"]).max(-1)
+        below.imshow(1 - change, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        below.set_xlabel(
             f"sun at x = {demo.read[name]['sun at x, y'].split(',')[0]}\n"
             f"reflection at x = {demo.read[name]['its reflection at x']}"
         )
-        ax.set_xticks([])
-        ax.set_yticks([])
+        for ax in (above, below):
+            ax.set(xticks=[], yticks=[])
+    axes[1, 0].set_ylabel("difference to before")
     (x0, y0), (x1, y1) = demo.source, demo.target
     arrow = {"arrowstyle": "-|>", "color": "crimson", "lw": 2, "shrinkA": 0, "shrinkB": 0}
-    axes[0].annotate("", (x1 + 0.5, y1 + 0.5), (x0 + 0.5, y0 + 0.5), arrowprops=arrow)
+    axes[0, 0].annotate("", (x1 + 0.5, y1 + 0.5), (x0 + 0.5, y0 + 0.5), arrowprops=arrow)
     return _pixels(figure)
 
 

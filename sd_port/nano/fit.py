@@ -79,7 +79,8 @@ def fit(
     `folder`, and the same call continues from the last checkpoint. With a mesh, weights and data lie on every device;
     loss_fn splits its batch (see `spread`). stop_at ends early, with a checkpoint; 0 only reads the last one.
 
-    Raises FloatingPointError when the loss is no longer a number: the last checkpoint stays.
+    Raises FloatingPointError when the loss is no longer a number: the last checkpoint stays. Raises ValueError where
+    stop_at is 0 and there is no checkpoint.
     """
     folder = Path(folder).resolve()
     optimizer = settings.optimizer()
@@ -94,6 +95,8 @@ def fit(
     last = settings.steps if stop_at is None else min(stop_at, settings.steps)
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager, _progress() as progress:
         done = manager.latest_step() or 0
+        if last == 0 and not done:
+            raise ValueError(f"{folder}: holds no checkpoint yet")
         if done:
             state = manager.restore(done, args=ocp.args.StandardRestore(jax.tree.map(_described, state)))
         task = progress.add_task(label, total=settings.steps, completed=done)

@@ -6,6 +6,7 @@ boat, counts little in the fit and all in the residual.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -50,11 +51,22 @@ def read_out(images: Images) -> ReadOut:
 
 
 def in_chunks(function: Callable[..., Tree], inputs) -> Tree:
-    """function of CHUNK rows of the inputs at a time, the last row repeated to fill the last chunk."""
-    n = len(jax.tree.leaves(inputs)[0])
-    filled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], -n % CHUNK, axis=0)]), inputs)
-    parts = [function(jax.tree.map(lambda leaf, i=i: leaf[i : i + CHUNK], filled)) for i in range(0, n, CHUNK)]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:n], *parts)
+    """function of CHUNK rows of the inputs at a time, the last row repeated to fill the last chunk.
+
+    The devices take turns, each in a thread of its own; results are on the host.
+    """
+    n, devices = len(jax.tree.leaves(inputs)[0]), jax.devices()
+    host = jax.tree.map(np.asarray, inputs)
+    filled = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], -n % CHUNK, axis=0)]), host)
+
+    def part(i: int) -> Tree:
+        rows = slice(i * CHUNK, (i + 1) * CHUNK)
+        chunk = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], filled), devices[i % len(devices)])
+        return jax.device_get(function(chunk))
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        parts = list(pool.map(part, range(-(-n // CHUNK))))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
 
 
 def _fit(images: Float[Array, "n 64 64 3"]) -> ReadOut:

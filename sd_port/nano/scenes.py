@@ -21,7 +21,7 @@ Pixels = Float[Array, "*n size size 3"]
 CLOUDS = 2
 SOFTNESS = 2.2  # of edges: coverage is sigmoid(SOFTNESS * distance in pixels), about a pixel wide
 HIGHEST = 0.40  # the sun's greatest height above the horizon
-CANDIDATES = 24  # more than half of all tries are good: a scene fails once in 10^7
+CANDIDATES = 24  # half of all tries are good: a scene fails once in 10^7
 NEAR = 1e-3  # keeps powers and roots away from zero, where their derivatives are not finite
 
 HULLS = {
@@ -51,6 +51,7 @@ WARMTHS = np.array([0.0, 0.5, 1.0], np.float32)
 SUN_COLOURS = np.array([(1.0, 0.98, 0.88), (1.0, 0.83, 0.34), (1.0, 0.45, 0.20)], np.float32)
 ROCK, GRASS = (np.array([[rgb]], np.float32) for rgb in ((0.17, 0.19, 0.20), (0.55, 0.52, 0.33)))
 WOOD = np.array([[(0.20, 0.13, 0.08)]], np.float32)
+MAST = 0.85  # its opacity
 
 
 class Scene(NamedTuple):
@@ -216,7 +217,7 @@ def _render(s: Scene, size: int) -> Float[Array, "size size 3"]:
     upright = boat_coverage(right, up, lambda d: cover(d * s.boat_size))
     for (hulls, masts, sails), seen in ((mirrored, 0.62 * below), (upright, above)):
         picture = _mix(picture, sail, sails * seen)
-        picture = _mix(picture, ambient * WOOD, 0.85 * masts * seen)
+        picture = _mix(picture, ambient * WOOD, MAST * masts * seen)
         picture = _mix(picture, hull, hulls * seen)
     return picture
 

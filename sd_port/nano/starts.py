@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sd_port.nano.least_squares import EVERYTHING, FLOOR, loss, paint, robust, squares, to_scene, to_units, weight_of
+from sd_port.nano.least_squares import EVERYTHING, FLOOR, loss, paint, squares, to_scene, to_units, weight_of
 from sd_port.nano.scenes import (
     AMBIENT,
     BOAT_SIZES,
@@ -20,6 +20,7 @@ from sd_port.nano.scenes import (
     HEIGHTS,
     HIGHEST,
     ISLAND_HEIGHTS,
+    MAST,
     SOFTNESS,
     SUN_SIZES,
     SUNS,
@@ -44,6 +45,8 @@ class Bank(NamedTuple):
     islands: Float[Array, "islands 3"]  # x, height, width; the first stands for none
     boats: Float[Array, "boats 3"]  # x, y, size
     boat_parts: Float[Array, "boats 3 pixels"]  # what is seen of hull, mast and sails
+    boat_covers: Float[Array, "boats 3 pixels"]  # the same times what is seen of the whole boat
+    boat_products: Float[Array, "boats 3 3"]  # sums over the pixels of one part times another
     clouds: Float[Array, "clouds 3"]  # x, y, size
     cloud_shapes: Float[Array, "clouds pixels"]
 
@@ -79,7 +82,13 @@ def bank() -> Bank:
 
     def boat_parts(x, y, size):
         right, up = jnp.broadcast_arrays((_PIXEL[None, :] - x) / size, (y - _PIXEL[:, None]) / size)
-        hull, mast, sail = boat_coverage(right, up, lambda d: jax.nn.sigmoid(SOFTNESS * HALF * size * d))
+
+        def cover(distance):
+            return jax.nn.sigmoid(SOFTNESS * HALF * size * distance)
+
+        above = cover(up + 0.5 / HALF / size)
+        hull, mast, sail = (part * above for part in boat_coverage(right, up, cover))
+        mast = MAST * mast
         return jnp.stack([hull, mast * (1 - hull), sail * (1 - mast) * (1 - hull)]).reshape(3, -1)
 
     def cloud_shape(x, y, size):
@@ -88,12 +97,15 @@ def bank() -> Bank:
         )
         return cloud_coverage(one, 0, _PIXEL[None, :], _PIXEL[:, None]).ravel()
 
+    parts = jax.jit(jax.vmap(boat_parts))(*boats.T)
     return Bank(
         suns=suns,
         sun_pictures=jax.jit(partial(paint, size=HALF))(suns),
         islands=jnp.asarray(islands),
         boats=jnp.asarray(boats),
-        boat_parts=jax.jit(jax.vmap(boat_parts))(*boats.T),
+        boat_parts=parts,
+        boat_covers=parts * parts.sum(axis=1, keepdims=True),
+        boat_products=parts @ parts.mT,
         clouds=jnp.asarray(clouds),
         cloud_shapes=jax.jit(jax.vmap(cloud_shape))(*clouds.T),
     )
@@ -157,28 +169,32 @@ def _add_cloud(i, scene: Scene, small, bank: Bank) -> Scene:
 
 
 def _add_boats(land: Scene, picture, small, bank: Bank) -> Scene:
-    """The scene without a boat, and with each of the two best ones, in the mean colours of what they cover.
+    """The scene without a boat, and with each of the two boats that bring its picture nearest to the given one.
 
-    A boat explains the more, the more the picture differs from the scene where it is, and the less its hull and its
-    sails vary in the picture. Its mast has a known colour.
+    A boat covers the picture by its parts, hull C_h + mast C_m + sail C_s + (1 - hull - mast - sail) picture, so that
+    the best colours C_h and C_s at every place solve two linear equations. Its mast has a known colour.
     """
     ambient = between(jnp.clip((land.horizon - land.sun_y) / HIGHEST, 0, 1), HEIGHTS, AMBIENT)[0]
-    flat, without = small.reshape(-1, 3), robust(squares(picture, small)).ravel()
-    wood = ambient * WOOD[0]
-    area = bank.boat_parts.sum(-1)
-    colours = bank.boat_parts @ flat / area[..., None]
-    spread = (bank.boat_parts @ flat**2 / area[..., None] - colours**2).mean(-1)
-    left = (area * robust(jnp.maximum(spread, 0))).at[:, 1].set(bank.boat_parts[:, 1] @ robust(squares(wood, flat)))
-    best = _best_apart((bank.boat_parts @ without - left).sum(-1), bank.boats[:, :2], 0.07)
+    wood, under, over = ambient * WOOD[0], picture.reshape(-1, 3), (small - picture).reshape(-1, 3)
+    along = bank.boat_parts @ over + bank.boat_covers @ under  # (boats, parts, 3): products with what is to be covered
+    product = bank.boat_products[..., None]
+    h, s = (along[:, i] - product[:, i, 1] * wood for i in (0, 2))
+    hh, hs, ss = product[:, 0, 0], product[:, 0, 2], product[:, 2, 2]
+    hull = jnp.clip((ss * h - hs * s) / (hh * ss - hs**2), 0, ambient)
+    sail = jnp.clip((hh * s - hs * h) / (hh * ss - hs**2), 0, ambient)
+    squares = 2 * bank.boat_parts.sum(1) @ (over * under) + bank.boat_covers.sum(1) @ under**2
+    squares += product[:, 1, 1] * wood**2 - 2 * wood * along[:, 1]
+    squares += hh * hull**2 + 2 * hs * hull * sail + ss * sail**2 - 2 * hull * h - 2 * sail * s
+    best = _best_apart(-squares.sum(-1), bank.boats[:, :2], 0.07)
 
-    def with_boat(presence, place, colours):
+    def with_boat(presence, place, hull, sail):
         x, y, size = place
-        hull, _, sail = jnp.clip(colours / ambient, 0, 1)
-        return land._replace(boat_presence=presence, boat_x=x, boat_y=y, boat_size=size, hull=hull, sail=sail)
+        look = {"hull": hull / ambient[0], "sail": sail / ambient[0]}
+        return land._replace(boat_presence=presence, boat_x=x, boat_y=y, boat_size=size, **look)
 
     which = jnp.concatenate([best[:1], best])
     presence = jnp.array([0, 1, 1], jnp.float32)
-    return jax.vmap(with_boat)(presence, bank.boats[which], colours[which])
+    return jax.vmap(with_boat)(presence, bank.boats[which], hull[which], sail[which])
 
 
 def _best_apart(scores, places, apart: float):

@@ -1,8 +1,8 @@
 """Trains a small Stable Diffusion from nothing: tokenizer, autoencoder, text encoder and UNet, one after another.
 
-    python -m sd_port.nano.train --out model            the bundled model, on drawn scenes (nano.toml)
+    python -m sd_port.nano.train --out model            one like the bundled model, on drawn scenes (nano.toml)
     python -m sd_port.nano.train --config mine.toml --pictures folder --out model
-    python -m sd_port.nano.train --config further.toml --start nano --out model    the UNet of a model, trained on
+    python -m sd_port.nano.train --config longer.toml --start nano --keep-text --out model    its UNet, trained on
 
 All of a run lies in its folder: checkpoints, losses, latents. Cut off and called again, it goes on where it was.
 """
@@ -40,14 +40,14 @@ from sd_port.nano.vocabulary import train_tokenizer
 from sd_port.scheduler import Scheduler
 from sd_port.tokenizer import ClipTokenizer
 from sd_port.weights.configs import SCHEDULER_DEFAULTS, Json
-from sd_port.weights.read import Components, read
+from sd_port.weights.read import Components, digest, read
 from sd_port.weights.save import save
 from theory.compilations import keep_compilations
 from theory.types import PRNGKey
 
 Model = TypeVar("Model", bound=nnx.Module)
 
-CONFIG = Path(__file__).parent / "nano.toml"
+CONFIG, LONGER = (Path(__file__).parent / name for name in ("nano.toml", "longer.toml"))
 CHUNK = 64  # images encoded at once
 WHITENING = 4096  # images by which the latents are brought to unit variance
 
@@ -92,6 +92,8 @@ class Train:
     """A folder with metadata.jsonl ({"file_name": ..., "text": ...}); without it, drawn scenes."""
     start: str | None = None
     """A model to go on from (a folder, or nano): its autoencoder is kept, its UNet trained on."""
+    keep_text: bool = False
+    """Keeps the tokenizer and the text encoder of --start too; without it they are trained anew, on these captions."""
     so_far: bool = False
     """Writes the model as the last checkpoints have it, and trains no further: to look at while it trains."""
 
@@ -112,26 +114,33 @@ def train(
     folder: Path | None = None,
     *,
     start: str | None = None,
+    keep_text: bool = False,
     so_far: bool = False,
 ) -> None:
     """Writes the model to `out`; so_far: as the last checkpoints in `run` have it, which are only read.
 
-    With `start`, the autoencoder is that model's and the UNet begins as that model's; the text encoder is new.
-    Raises FileExistsError if there is something, ValueError for unreadable pictures, for a run of another config, where
-    the model to start from is not of this config, and for so_far before the autoencoder is trained.
+    With `start`, the autoencoder is that model's and the UNet begins as that model's; the text encoder is new, or with
+    keep_text that model's. Raises FileExistsError if there is something, ValueError for unreadable pictures, for a run
+    of another config, where the model to start from is not of this config, for keep_text without it, and for so_far
+    before there is a checkpoint of the UNet.
     """
+    if keep_text and start is None:
+        raise ValueError("--keep-text goes with --start: there is no text encoder to keep")
     if out.exists():
         raise FileExistsError(f"{out}: exists already; give another folder")
-    if so_far and start is None and not (run / "latents.npz").exists():
-        raise ValueError(f"{run}: the autoencoder is not trained yet, and nothing can be made of it")
+    if so_far and not (run / "latents.npz").exists():
+        raise ValueError(f"{run}: holds no latents yet, and nothing can be made of it")
+    first = None if start is None else _of_config(config, read(start, dtype=jnp.float32), keep_text)
     run.mkdir(parents=True, exist_ok=True)
-    _same_config(run / "config.json", dataclasses.asdict(config) | {"pictures": folder and str(folder), "start": start})
+    choices = {"pictures": folder and str(folder), "start": first and digest(first.files), "keep_text": keep_text}
+    _same_config(run / "config.json", dataclasses.asdict(config) | choices)
     mesh = all_devices()
     vae_key, picture_key, denoiser_key, contrast_key = (jr.key(4 * config.seed + i) for i in (1, 2, 3, 4))
 
     stop_at = 0 if so_far else None
     pictures = None if folder is None else from_folder(folder, config.size)
-    first = None if start is None else _of_config(config, read(start, dtype=jnp.float32))
+    kept = first if keep_text else None  # whose tokenizer and text encoder stay as they are
+    words = run / "tokenizer" if kept is None else kept.tokenizer_folder
     if first is None:
         vae = _autoencoder(config, pictures, vae_key, run / "vae", mesh, stop_at)
         few = drawn(picture_key, min(WHITENING, config.scenes), config.size) if pictures is None else pictures
@@ -140,11 +149,15 @@ def train(
         vae = first.vae
     if not (run / "latents.npz").exists():
         pictures = drawn(picture_key, config.scenes, config.size) if pictures is None else pictures
-        texts = (text for texts in pictures.captions for text in texts)
-        train_tokenizer(texts, run / "tokenizer", size=config.vocabulary, length=config.length)
-        _write(run / "latents.npz", encoded(vae, ClipTokenizer.from_folder(run / "tokenizer"), pictures, mesh))
-    tokenizer, data = ClipTokenizer.from_folder(run / "tokenizer"), _read(run / "latents.npz")
-    text_encoder = _text_encoder(config, data, tokenizer, contrast_key, run / "contrast", mesh, stop_at)
+        if kept is None:
+            texts = (text for texts in pictures.captions for text in texts)
+            train_tokenizer(texts, words, size=config.vocabulary, length=config.length)
+        _write(run / "latents.npz", encoded(vae, ClipTokenizer.from_folder(words), pictures, mesh))
+    tokenizer, data = ClipTokenizer.from_folder(words), _read(run / "latents.npz")
+    if kept is None:
+        text_encoder = _text_encoder(config, data, tokenizer, contrast_key, run / "contrast", mesh, stop_at)
+    else:
+        text_encoder = kept.text_encoder
     unet_config = config.denoiser.unet_config(data.mean.shape[1], data.mean.shape[-1])
     unet = UNet(unet_config, rngs=nnx.Rngs(config.seed)) if first is None else first.unet
     unet = _denoiser(config, data, unet, text_encoder, denoiser_key, run / "denoiser", mesh, stop_at)
@@ -161,7 +174,7 @@ def train(
             "vae": dataclasses.asdict(vae.config),
             "text_encoder": dataclasses.asdict(text_encoder.config) | marks,
         },
-        tokenizer_folder=run / "tokenizer",
+        tokenizer_folder=words,
         scheduler=SCHEDULER,
     )
 
@@ -219,13 +232,16 @@ def _denoiser(
     return nnx.merge(graph, weights)
 
 
-def _of_config(config: Config, model: Components) -> Components:
+def _of_config(config: Config, model: Components, keep_text: bool) -> Components:
     """The model, if a training with this config would give networks like its own."""
     latent, channels = config.size // model.vae.config.factor, model.vae.config.latent_channels
     expected = {
         "autoencoder": (config.autoencoder.config(config.size), model.vae.config),
         "UNet": (config.denoiser.unet_config(latent, channels), model.unet.config),
     }
+    if keep_text:
+        found = model.text_encoder.config
+        expected["text encoder"] = config.denoiser.text_config(found.vocab_size, config.length), found
     for name, (asked, found) in expected.items():
         if asked != found:
             raise ValueError(f"the {name} to start from is not of this config: {found}, and asked is {asked}")
@@ -310,7 +326,7 @@ def main(argv: list[str] | None = None) -> None:
         config = read_config(args.config)
         split_cpu(config.cpu_devices)
         keep_compilations()
-        train(config, args.run, args.out, args.pictures, start=args.start, so_far=args.so_far)
+        train(config, args.run, args.out, args.pictures, start=args.start, keep_text=args.keep_text, so_far=args.so_far)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

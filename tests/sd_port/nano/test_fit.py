@@ -1,17 +1,21 @@
 """The loop of training: it finds a known minimum, and a cut makes no difference."""
 
 import csv
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from sd_port.nano.fit import Fit, fit, spread
+from sd_port.nano.fit import Fit, fit
 
+ROOT = Path(__file__).parents[3]
 SETTINGS = Fit(steps=60, batch=8, learning_rate=0.1, warmup=5, weight_decay=0.0, checkpoint_every=7, log_every=4)
 QUICK = Fit(steps=9, batch=8, learning_rate=0.1, warmup=2, checkpoint_every=2, log_every=3)
 
@@ -96,14 +100,39 @@ def test_a_loss_that_is_no_number_stops(tmp_path):
         fit(broken, start(), None, QUICK, jr.key(0), tmp_path)
 
 
+PROGRAM = """
+import sys
+import jax, numpy as np
+from functools import partial
+from sd_port.nano.devices import all_devices
+from sd_port.nano.fit import fit, spread
+from tests.sd_port.nano.test_fit import QUICK, line, points, start
+
+jax.config.update("jax_enable_x64", True)
+mesh, shards = all_devices(), []
+
+def loss_fn(mesh, weights, data, key):
+    data = spread(data, mesh)
+    if mesh is not None:
+        jax.debug.inspect_array_sharding(data, callback=lambda found: shards.append(found.shard_shape(data.shape)))
+    return line(QUICK, weights, data, key)
+
+alone = fit(partial(loss_fn, None), start(), points(), QUICK, jax.random.key(1), sys.argv[1] + "/a")
+shared = fit(partial(loss_fn, mesh), start(), points(), QUICK, jax.random.key(1), sys.argv[1] + "/b", mesh=mesh)
+assert shards and set(shards) == {(100, 2)}, shards
+jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), jax.device_get(shared), jax.device_get(alone))
+print("equal")
+"""
+
+
 def test_a_batch_over_devices_gives_the_same(tmp_path):
-    """`spread` on a mesh of one device changes nothing; without a mesh it is the identity."""
-    mesh = Mesh(np.array(jax.devices()[:1]), ("batch",))
+    """`spread` gives each of two devices half of 200 rows; sums in another order are all that changes."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == "equal", run.stderr[-3000:]
 
-    def loss_fn(mesh, weights, data, key):
-        loss, parts = line(QUICK, spread(weights, None), spread(data, mesh), key)
-        return loss, parts
 
-    alone = fit(partial(loss_fn, None), start(), points(), QUICK, jr.key(1), tmp_path / "a")
-    shared = fit(partial(loss_fn, mesh), start(), points(), QUICK, jr.key(1), tmp_path / "b", mesh=mesh)
-    jax.tree.map(np.testing.assert_array_equal, shared, alone)
+def test_there_must_be_something_to_read(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+        fit(partial(line, QUICK), start(), points(), QUICK, jr.key(0), tmp_path, stop_at=0)

@@ -122,6 +122,8 @@ def test_derivatives_are_finite_and_those_of_differences():
     picture = jax.jit(jax.vmap(lambda v: render(unravel(v), 32)))
     jacobians = jax.jit(jax.vmap(jax.jacfwd(lambda v: render(unravel(v), 32))))(vectors)
     assert np.all(np.isfinite(jacobians))
+    single = jax.jit(jax.vmap(jax.jacfwd(lambda v: render(unravel(v), 32))))(vectors.astype(np.float32))
+    assert single.dtype == np.float32 and np.all(np.isfinite(single))  # which is what scenes are fitted in
     step = 1e-6
     for scene in (0, 1):
         moved = vectors[scene][None] + step * jnp.concatenate([jnp.eye(28), -jnp.eye(28)])

@@ -87,11 +87,12 @@ def test_from_pictures_to_a_model(tmp_path, pictures, capsys, monkeypatch):
         return digest(found)
 
     early = refused(capsys, [*command(tmp_path, pictures), "--so-far"])
-    assert "the autoencoder is not trained yet" in early and not (tmp_path / "run").exists()
+    assert "holds no latents yet" in early and not (tmp_path / "run").exists()
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
         patched.setattr(training, "_denoiser", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         main(command(tmp_path, pictures))
     assert stop.value.code == 130 and not model.exists()
+    assert "denoiser: holds no checkpoint yet" in refused(capsys, [*command(tmp_path, pictures), "--so-far"])
     main(command(tmp_path, pictures))
     expected = weights()
 
@@ -122,6 +123,15 @@ def test_from_pictures_to_a_model(tmp_path, pictures, capsys, monkeypatch):
     for part, same in (("vae", True), ("unet", True), ("text_encoder", False)):
         (one,), (other,) = (list((folder / part).glob("*.safetensors")) for folder in (again, further / "model"))
         assert (one.read_bytes() == other.read_bytes()) == same
+    same_text = tmp_path / "same_text"
+    same_text.mkdir()
+    main([*command(same_text, pictures, still), "--start", str(again), "--keep-text"])
+    for name in ("text_encoder/model.safetensors", "tokenizer/vocab.json"):
+        assert (again / name).read_bytes() == (same_text / "model" / name).read_bytes()
+    assert "--keep-text goes with --start" in refused(capsys, [*command(wider, pictures), "--keep-text"])
+    shutil.rmtree(same_text / "model")
+    changed = [*command(same_text, pictures, still), "--start", str(further / "model"), "--keep-text"]
+    assert "another config" in refused(capsys, changed)  # another model is another run
     wide = command(wider, pictures, still.replace("[16, 16]", "[16, 32]"))
     assert "the UNet to start from is not of this config" in refused(capsys, [*wide, "--start", str(again)])
 
@@ -177,11 +187,30 @@ def test_bad_configs(tmp_path, config, said):
     assert str(tmp_path / "bad.toml") in str(error.value)
 
 
-def test_the_bundled_config_is_read():
+def test_the_bundled_configs_are_read():
     """A whole number stands for a float, a list for a tuple; what is not there keeps its default."""
     config = read_config(training.CONFIG)
     assert config.autoencoder.block_out_channels == (16, 48, 96) and config.denoiser.attention == (False, True, True)
     assert config.autoencoder.fit.clip == 1.0
+    others = [read_config(path) for path in sorted(training.CONFIG.parent.glob("*.toml")) if path != training.CONFIG]
+    assert len(others) == 3
+    for other in others:
+        assert other.denoiser.fit != config.denoiser.fit
+    longer = read_config(training.LONGER)
+    assert longer.seed != config.seed and longer.denoiser.unet_config(16, 4) == config.denoiser.unet_config(16, 4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_from_drawn_scenes_to_a_model(tmp_path, monkeypatch):
+    """Without a folder of pictures it draws its own, as many as the config says, with four captions each."""
+    monkeypatch.setattr(training, "keep_compilations", lambda: None)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    (tmp_path / "tiny.toml").write_text("scenes = 8\n" + TINY)
+    main(["--config", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "model")])
+    with np.load(tmp_path / "run" / "latents.npz") as latents:
+        assert latents["mean"].shape == (8, 8, 8, 4) and latents["tokens"].shape == (8, 4, 40)
+    image = StableDiffusion.load(tmp_path / "model").generate("a boat", key=jr.key(0), steps=1)
+    assert image.shape == (1, 16, 16, 3)
 
 
 def test_drawn_pictures_do_not_depend_on_their_number():
