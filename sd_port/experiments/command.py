@@ -1,8 +1,10 @@
 """sd-edit experiments."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sd_port.nano.devices import split_cpu
 from toys.runner import Options, Suite, check, run, show
 
 FEWEST = 2
@@ -54,7 +56,9 @@ class ExperimentsCommand(Options):
         if self.list:
             show(suite)
             return
-        from sd_port.experiments.editing import pipeline  # brings the fit of scenes, which compiles when it is imported
+        from sd_port.experiments.editing import pipeline  # brings in all networks, of which --list has no need
+
+        split_cpu(os.cpu_count() or 1)
 
         digest = {"model_sha256": pipeline(self.model).digest()}
         run(replace(suite, facts=digest), self)

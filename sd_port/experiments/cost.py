@@ -3,11 +3,10 @@
 Seconds are those of the device that `results.md` names, by batches, without compiling.
 """
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -15,19 +14,29 @@ import jax.random as jr
 import numpy as np
 from matplotlib.figure import Figure
 
+from sd_port.edits.follow import DRAWS
 from sd_port.edits.inpaint import InpaintConfig
-from sd_port.edits.plan import plan
 from sd_port.edits.translate import TranslateConfig
 from sd_port.experiments import dragging, image_to_image, inpainting
 from sd_port.experiments.cases import REPORT, cases, editable, painted, part, said
 from sd_port.experiments.compare import MEASURES, Cell, differences
-from sd_port.experiments.editing import DRAG, METHODS, T0, Method, dragged, pipeline, tell
+from sd_port.experiments.editing import (
+    DRAG,
+    METHODS,
+    T0,
+    Method,
+    drag_results,
+    images_of,
+    part_size,
+    pipeline,
+    tell,
+)
 from sd_port.experiments.image_to_image import WAYS, colours, translated
 from sd_port.experiments.inpainting import filled, masks_of
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, gathered, judge
 from sd_port.experiments.panels import line
 from sd_port.nano import GUIDANCE
-from sd_port.nano.measure import size_of
+from sd_port.nano.fresh import size_of
 from sd_port.pipeline import StableDiffusion
 from toys.results import Row
 from toys.style import ODE, SDE, figure, letter, styled
@@ -41,7 +50,7 @@ class Config:
     """Steps of the solver to go through."""
 
     scenes: int = 100
-    steps: tuple[int, ...] = (10, 25, 50, 100)
+    steps: tuple[int, ...] = (10, 25, 50)
     batch: int = 50
     model: str = "nano"
     seed: int = 0
@@ -57,15 +66,21 @@ class Arrays(NamedTuple):
     steps: np.ndarray  # (steps,)
     found: np.ndarray  # (edits, steps, methods, measures, scenes)
     seconds: np.ndarray  # (edits, steps, methods) for one picture
-    evaluations: np.ndarray  # (edits, steps, methods) of the network, on one latent, for one picture
+    evaluations: np.ndarray  # (edits, steps, methods) of the network, on one latent, for one picture on average
     device: np.ndarray  # () its name
 
 
-class Edit(NamedTuple):
-    """An edit of some scenes by either method with any number of steps: results, and evaluations for one of them."""
+class Made(NamedTuple):
+    """Pictures, and how often the network was asked for one of them, on average."""
 
-    of: Callable[[int, Method, slice], Pictures]
-    evaluations: Callable[[int], int]
+    pictures: Pictures
+    evaluations: float
+
+
+class Edit(NamedTuple):
+    """An edit of some scenes by either method with any number of steps, and what it is to do."""
+
+    of: Callable[[int, Method, slice], Made]
     task: Task
 
 
@@ -75,15 +90,15 @@ def run(config: Config) -> Arrays:
     results: dict[Key, tuple[Pictures, Task]] = {}
     seconds, evaluations, axes = {}, {}, (tuple(EDITS), config.steps, METHODS)
     edits = {name: make(pipe, config) for name, make in zip(EDITS, (_inpainting, _translation, _dragging), strict=True)}
+    part = min(part_size(config.scenes, config.batch), config.scenes)
     for name, steps, method in itertools.product(*axes):
         tell(f"cost: {name}, {steps} steps, {method}")
-        edit = edits[name]
-        edit.of(steps, method, slice(min(config.batch, config.scenes)))  # compiles
+        made = edits[name].of(steps, method, slice(config.scenes))
         start = time.perf_counter()
-        images = edit.of(steps, method, slice(config.scenes))
-        seconds[name, steps, method] = (time.perf_counter() - start) / config.scenes
-        evaluations[name, steps, method] = edit.evaluations(steps)
-        results[name, steps, method] = images, edit.task
+        edits[name].of(steps, method, slice(part))  # one part once more: all is compiled now
+        seconds[name, steps, method] = (time.perf_counter() - start) / part
+        evaluations[name, steps, method] = made.evaluations
+        results[name, steps, method] = made.pictures, edits[name].task
     return Arrays(
         np.array(config.steps),
         found=gathered(judge(results), *axes),
@@ -98,36 +113,39 @@ def _inpainting(pipe: StableDiffusion, config: Config) -> Edit:
     scene, size = editable(REPORT, config.scenes), size_of(pipe)
     before, masks, captions = painted(scene, size), masks_of(scene, size)["sea"], said(scene)
 
-    def of(steps: int, method: Method, rows: slice) -> Pictures:
+    def of(steps: int, method: Method, rows: slice) -> Made:
         settings = InpaintConfig(method, steps, 1, GUIDANCE)
-        return filled(pipe, before[rows], masks[rows], captions[rows], settings, config.batch, jr.key(config.seed))
+        given = (pipe, before[rows], masks[rows], captions[rows])
+        return Made(filled(*given, settings, config.batch, jr.key(config.seed)), 2 * steps)
 
-    return Edit(of, lambda steps: 2 * steps, inpainting.task(scene, before, "sea"))
+    return Edit(of, inpainting.task(scene, before, "sea"))
 
 
 def _translation(pipe: StableDiffusion, config: Config) -> Edit:
     """Colours, by DDIB and Cycle-SDE: the way up asks once a step, the way back twice."""
     wanted = colours(config.scenes, size_of(pipe))
 
-    def of(steps: int, method: Method, rows: slice) -> Pictures:
+    def of(steps: int, method: Method, rows: slice) -> Made:
         settings = TranslateConfig(WAYS["DDIB, Cycle-SDE"][METHODS.index(method)], T0, steps, 1, GUIDANCE)
         some = image_to_image.part(wanted, rows)
         everywhere = np.ones(some.pictures.shape[:3], np.float32)
-        return translated(pipe, some, settings, everywhere, config.batch, jr.key(config.seed))
+        made = translated(pipe, some, settings, everywhere, config.batch, jr.key(config.seed))
+        return Made(made, 3 * steps)
 
-    return Edit(of, lambda steps: 3 * steps, image_to_image.task(wanted))
+    return Edit(of, image_to_image.task(wanted))
 
 
 def _dragging(pipe: StableDiffusion, config: Config) -> Edit:
-    """The sun over the long way by one point: every operation goes up and back, without guidance."""
+    """The sun over the long way by one point: every operation goes up and back, and then looks for the sun."""
     drags = cases(editable(REPORT, config.scenes), "sun", "long", 1, size_of(pipe))
-    operations = len(plan(drags.source[0], drags.target[0], pipe.vae.config.factor, DRAG))
 
-    def of(steps: int, method: Method, rows: slice) -> Pictures:
-        settings = dataclasses.replace(DRAG, method=method, steps=steps)
-        return dragged(pipe, part(drags, rows), settings, masked=False, batch=config.batch, key=jr.key(config.seed))
+    def of(steps: int, method: Method, rows: slice) -> Made:
+        settings, how = replace(DRAG, method=method, steps=steps), {"masked": False, "batch": config.batch}
+        made = drag_results(pipe, part(drags, rows), settings, **how, key=jr.key(config.seed))
+        operations = float(np.mean([one.record["operations"] for one in made]))
+        return Made(images_of(made), 2 * steps * operations + DRAWS * (operations + 1))
 
-    return Edit(of, lambda steps: 2 * operations * steps, dragging.task(drags))
+    return Edit(of, dragging.task(drags))
 
 
 def cells(arrays: Arrays) -> list[Cell]:
@@ -142,7 +160,7 @@ def cells(arrays: Arrays) -> list[Cell]:
 def rows(arrays: Arrays) -> list[Row]:
     found = differences(cells(arrays), ("residual", "rmse"))
     for (i, edit), (j, steps), (m, method) in itertools.product(*map(enumerate, (EDITS, arrays.steps, METHODS))):
-        remark = f"{arrays.evaluations[i, j, m]} network evaluations, on {arrays.device}"
+        remark = f"{arrays.evaluations[i, j, m]:.0f} network evaluations, on {arrays.device}"
         what = f"{edit}, {steps} steps, {method.upper()}: seconds a picture"
         found.append(Row(what, float(arrays.seconds[i, j, m]), remark=remark))
     return found

@@ -22,7 +22,7 @@ from sd_port.experiments.judge import Judged, Key, Pictures, Task, discrepancy, 
 from sd_port.experiments.panels import forest, legend, pictures
 from sd_port.lora import train_lora
 from sd_port.metrics.bootstrap import bootstrap
-from sd_port.nano.measure import at_size, size_of, through_autoencoder
+from sd_port.nano.fresh import at_size, size_of, through_autoencoder
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
 from toys.results import Row
@@ -88,6 +88,8 @@ def run(config: Config) -> Arrays:
             way = replace(settings, method=method)
             name, how = (variant, thing, length, method), {"masked": masked, "batch": config.batch, "key": cell_key}
             results[name] = kept(name, dragged, pipe, drags, way, **how), task(drags)
+    for thing, length in itertools.product(config.things, config.lengths):
+        drags = cases(here, thing, length, 1, size)
         results["before", thing, length] = at_size(drags.pictures), task(drags)
         results["truth", thing, length] = at_size(through_autoencoder(pipe, drags.moved)), task(drags)
     lora_scenes = min(config.lora_scenes, config.scenes)

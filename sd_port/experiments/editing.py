@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
 
+import jax
 import jax.random as jr
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,7 +15,8 @@ from sd_port.edits.drag import Drag, drag_many
 from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.experiments.cases import Cases
 from sd_port.lora import LoRAConfig
-from sd_port.nano.measure import at_size
+from sd_port.nano.devices import all_devices
+from sd_port.nano.fresh import at_size
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
 
@@ -31,8 +33,8 @@ OneBatch = Callable[[Int[np.ndarray, " batch"], PRNGKey], Float[np.ndarray, "bat
 
 @cache
 def pipeline(model: str) -> StableDiffusion:
-    """The model, loaded once. Raises what `StableDiffusion.load` raises."""
-    return StableDiffusion.load(model)
+    """The model, loaded once, on all devices. Raises what `StableDiffusion.load` raises."""
+    return StableDiffusion.load(model, mesh=all_devices())
 
 
 def tell(what: str) -> None:
@@ -40,17 +42,24 @@ def tell(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def by_batches(n: int, batch: int, key: PRNGKey, edit: OneBatch) -> Float[np.ndarray, "n *rest"]:
-    """edit(rows, key) of n rows, at most `batch` at a time, in parts of one size, so that one compiles.
+def batches(n: int, batch: int) -> list[Int[np.ndarray, " batch"]]:
+    """n rows in parts of one size, at most `batch` but for what makes it even over the devices, so that one compiles.
 
     The last part is filled up with the last row.
     """
-    parts, count = [], -(-n // batch)
-    batch = -(-n // count)
-    for start in range(0, n, batch):
-        rows = np.minimum(np.arange(start, start + batch), n - 1)
-        parts.append(edit(rows, jr.fold_in(key, start))[: n - start])
-    return np.concatenate(parts)
+    size = part_size(n, batch)
+    return [np.minimum(np.arange(start, start + size), n - 1) for start in range(0, n, size)]
+
+
+def part_size(n: int, batch: int) -> int:
+    """Of the parts of n rows."""
+    size = -(-n // -(-n // batch))
+    return size + -size % jax.device_count()
+
+
+def by_batches(n: int, batch: int, key: PRNGKey, edit: OneBatch) -> Float[np.ndarray, "n *rest"]:
+    """edit(rows, key) of n rows in parts."""
+    return np.concatenate([edit(rows, jr.fold_in(key, int(rows[0]))) for rows in batches(n, batch)])[:n]
 
 
 def images_of(results: Sequence[EditResult]) -> Float[np.ndarray, "batch 64 64 3"]:
@@ -58,20 +67,25 @@ def images_of(results: Sequence[EditResult]) -> Float[np.ndarray, "batch 64 64 3
     return at_size(np.stack([result.image for result in results]))
 
 
-def dragged(
+def drag_results(
     pipe: StableDiffusion, cases: Cases, config: DragConfig, *, masked: bool, batch: int, key: PRNGKey
-) -> Float[np.ndarray, "n 64 64 3"]:
+) -> list[EditResult]:
     """The results of these drags.
 
     Without its mask a drag has one that allows everything: it is the same, and compiles with the others.
     """
-    masks = cases.masks if masked else np.ones_like(cases.masks)
-
-    def edit(rows: Int[np.ndarray, " batch"], key: PRNGKey) -> Float[np.ndarray, "batch 64 64 3"]:
+    masks, results = cases.masks if masked else np.ones_like(cases.masks), []
+    for rows in batches(len(cases.pictures), batch):
         drags = [
             Drag(cases.pictures[i], cases.source[i], cases.target[i], masks[i], cases.captions[i])
             for i in rows.tolist()
         ]
-        return images_of(drag_many(pipe, drags, config, key=key))
+        results += drag_many(pipe, drags, config, key=jr.fold_in(key, int(rows[0])))
+    return results[: len(cases.pictures)]
 
-    return by_batches(len(cases.pictures), batch, key, edit)
+
+def dragged(
+    pipe: StableDiffusion, cases: Cases, config: DragConfig, *, masked: bool, batch: int, key: PRNGKey
+) -> Float[np.ndarray, "n 64 64 3"]:
+    """The pictures of `drag_results`."""
+    return images_of(drag_results(pipe, cases, config, masked=masked, batch=batch, key=key))

@@ -23,7 +23,7 @@ from sd_port.experiments.panels import line, pictures
 from sd_port.metrics.bootstrap import bootstrap
 from sd_port.nano import GUIDANCE
 from sd_port.nano.captions import HEIGHTS, TIMES, facts
-from sd_port.nano.measure import at_size, size_of, through_autoencoder
+from sd_port.nano.fresh import at_size, size_of, through_autoencoder
 from sd_port.nano.scenes import HIGHEST, HULLS, SAILS, Scene, all_seen, each
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey
@@ -195,7 +195,7 @@ def differing(pipe: StableDiffusion, wanted: Wanted, batch: int, key: PRNGKey) -
 
     def masks(rows: Int[np.ndarray, " batch"], key: PRNGKey) -> Float[np.ndarray, "batch _ _"]:
         texts = ([texts[i] for i in rows.tolist()] for texts in (wanted.before, wanted.after))
-        return difference_mask(pipe, wanted.pictures[rows], *texts, key=key, guidance=GUIDANCE).mask
+        return difference_mask(pipe, wanted.pictures[rows], *texts, key=key).mask
 
     found = by_batches(len(wanted.pictures), batch, key, masks)
     return np.where(found.any(axis=(1, 2), keepdims=True), found, np.float32(1))

@@ -23,7 +23,7 @@ from sd_port.experiments.judge import Judged, Key, Pictures, Task, discrepancy, 
 from sd_port.experiments.panels import line, pictures
 from sd_port.metrics.bootstrap import bootstrap
 from sd_port.nano import GUIDANCE, scenes
-from sd_port.nano.measure import at_size, size_of, through_autoencoder
+from sd_port.nano.fresh import at_size, size_of, through_autoencoder
 from sd_port.nano.scenes import Scene
 from sd_port.pipeline import StableDiffusion
 from theory.types import PRNGKey

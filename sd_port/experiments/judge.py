@@ -47,15 +47,18 @@ class Judged(NamedTuple):
 
 
 def judge(results: Mapping[Key, tuple[Pictures, Task]]) -> dict[Key, Judged]:
-    """What is to be said of each set of results. All are read out in one go, which pays where sets are small."""
-    read = read_out(np.concatenate([images for images, _ in results.values()]))
-    scene, residual = jax.tree.map(np.asarray, read)
-    found, start = {}, 0
-    for key, (images, task) in results.items():
-        rows = slice(start, start + len(images))
-        found[key] = _judged(images, some(scene, rows), residual[rows], task)
-        start = rows.stop
-    return found
+    """What is to be said of each set of results.
+
+    All are read out in one go, which pays where sets are small, and the same pictures once, whatever they are for.
+    """
+    different = {images.tobytes(): images for images, _ in results.values()}
+    scene, residual = jax.tree.map(np.asarray, read_out(np.concatenate(list(different.values()))))
+    ends = np.cumsum([len(images) for images in different.values()])
+    rows = {name: slice(end - len(images), end) for (name, images), end in zip(different.items(), ends, strict=True)}
+    return {
+        key: _judged(images, some(scene, where := rows[images.tobytes()]), residual[where], task)
+        for key, (images, task) in results.items()
+    }
 
 
 def gathered(found: Mapping[Key, Any], *axes: Sequence[Any]) -> np.ndarray:

@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from sd_port.edits.drag_config import PRESETS, DragConfig, Preset
 from sd_port.edits.plan import plan
 from sd_port.experiments.cases import THINGS, TUNING, Cases, cases, editable
-from sd_port.experiments.compare import MEASURES
+from sd_port.experiments.compare import MEASURES, row
 from sd_port.experiments.dragging import task
 from sd_port.experiments.editing import DRAG, METHODS, Method, dragged, pipeline, tell
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, judge
 from sd_port.experiments.panels import line
-from sd_port.nano.measure import size_of
+from sd_port.nano.fresh import size_of
 from toys.results import Row
 from toys.store import kept
 from toys.style import CYCLE, INK, ODE, figure, letter, styled
@@ -146,6 +146,17 @@ def rows(arrays: Arrays) -> list[Row]:
             error = float(of.rmse.std() / np.sqrt(len(of.rmse)))
             what = f"{setting} = {arrays.values[here[i]]}, {method.upper()}-Drag: {MEASURES['rmse'].what}"
             found.append(Row(what, float(of.rmse.mean()), error, remark="; ".join(also + marks)))
+    return found + _against_published(arrays)
+
+
+def _against_published(arrays: Arrays) -> list[Row]:
+    """Every form of the drag less the first, which is the published one, on the same scenes."""
+    found, (first, *others) = [], np.flatnonzero(arrays.settings == "form").tolist()
+    for i, (m, method), name in itertools.product(others, enumerate(METHODS), DRAWN):
+        published, other = (arrays.found[at, m, Judged._fields.index(name)] for at in (first, i))
+        if not np.isnan(other).all():
+            names = str(arrays.values[first]), str(arrays.values[i])
+            found.append(row(f"{method.upper()}-Drag: {MEASURES[name].what}", published, other, names))
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from sd_port.experiments.cases import LENGTHS, REPORT, THINGS, TUNING, Cases, cases, editable, part
 from sd_port.nano import scenes
 from sd_port.nano.captions import AT, LEFT_OF, TIMES, facts
-from sd_port.nano.measure import FRESH
+from sd_port.nano.fresh import FRESH
 from sd_port.nano.scenes import Scene, each
 
 N = 12
