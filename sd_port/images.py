@@ -25,9 +25,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises ValueError, in one line that names the file, if it cannot be read.
     """
     with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode in ("F", "I"):
-            raise ValueError(f"{path}: holds numbers of no known range; save it with 8 or 16 bits a channel")
+        image = _known(path, ImageOps.exif_transpose(file))
         if image.mode.startswith("I;16"):
             warnings.warn(f"{path}: read with 8 of its 16 bits", stacklevel=2)
             image = _8_bits(image)
@@ -43,7 +41,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises ValueError, naming the file, if it cannot be read.
     """
     with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
+        image = _known(path, ImageOps.exif_transpose(file))
         if image.mode.startswith("I;16"):
             image = _8_bits(image)
         return (np.asarray(_flat(image, "black").convert("L")) > 127).astype(np.float32)
@@ -54,6 +52,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _opened(path) as file:
         width, height = file.size
         return (width, height) if file.getexif().get(ORIENTATION) in LYING else (height, width)
+
+
+def _known(path: str | Path, image: Image.Image) -> Image.Image:
+    """The image. Raises ValueError for one of which nobody can say what is white."""
+    if image.mode in ("F", "I"):
+        raise ValueError(f"{path}: holds numbers of no known range; save it with 8 or 16 bits a channel")
+    return image
 
 
 def _8_bits(image: Image.Image) -> Image.Image:

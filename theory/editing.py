@@ -44,13 +44,16 @@ def edit(
     manipulate: Callable[[X], X] = unchanged,
     manipulate_noise: Callable[[Noise], Noise] = replayed,
     mask: Shaped[Array, "*#x"] | None = None,
+    mask_latent: bool = True,
     batch_size: int | None = None,
 ) -> X:
     """Edits x0, which stands at ts[-1]: the latent at ts[0] is reached, manipulated and solved back.
 
     source_eps describes x0 and is used on the way up and for recording; target_eps describes the result and is used
     on the way back (the same function unless the edit changes the prompt). Where the mask is 0, every time of the
-    way back is set to the way up, so x0 returns there exactly. Shapes: x0 and the result (*x), mask broadcasts.
+    way back is set to the way up, so x0 returns there exactly; with mask_latent = False the first time is not, as in
+    the published code of SDE-Drag, and the first step sees what was manipulated there. Shapes: x0 and the result (*x),
+    mask broadcasts.
     manipulate_noise changes the noise that "cycle" recorded, (steps, *x); batch_size is that of `theory.solve.record`.
 
     Raises ValueError for an unknown latent and for a solver that does not fit it: "invert" needs an ODE solver,
@@ -65,7 +68,7 @@ def edit(
 
     x = manipulate(path[0])
     constraint = None if mask is None else Constraint(jnp.asarray(mask, x.dtype), path)
-    if constraint is not None:
+    if constraint is not None and mask_latent:
         x = constraint.apply(x, path[0])
     if noise is None:
         return sample(solver, target_eps, x, ts, back_key, constraint)

@@ -29,7 +29,7 @@ class EditResult(NamedTuple):
     image: Picture
     latents: Float[np.ndarray, "_ _ _"]
     frames: list[Picture]  # after every operation of a drag, if they were asked for
-    record: dict[str, Any]  # settings, as JSON: enough to make it again
+    record: dict[str, Any]  # points, prompts and settings, as JSON; neither the picture that came in nor the key
 
 
 def check_picture(image: np.ndarray, name: str = "image") -> Picture:
@@ -45,18 +45,18 @@ def check_picture(image: np.ndarray, name: str = "image") -> Picture:
 
 
 def check_points(points: ArrayLike, size: tuple[int, int], name: str) -> Points:
-    """[x, y] in pixels. Raises ValueError, naming the first that is not in a picture of this (height, width)."""
+    """[x, y] to the nearest pixels. Raises ValueError, naming the first outside a picture of this (height, width)."""
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
         raise ValueError(f"{name} must be at least one point [x, y], got {points.tolist()}")
-    if not np.isfinite(points.astype(float)).all():
+    points = np.round(points.astype(float))
+    if not np.isfinite(points).all():
         raise ValueError(f"{name} has a point that is not finite: {points.tolist()}")
-    points = points.astype(int)
     height, width = size
     for x, y in points:
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"{name} [{x}, {y}] is outside the picture, which is {width} x {height} pixels")
-    return points
+            raise ValueError(f"{name} [{x:g}, {y:g}] is outside the picture, which is {width} x {height} pixels")
+    return points.astype(int)
 
 
 def check_mask(mask: np.ndarray | None, size: tuple[int, int]) -> Mask:
@@ -97,21 +97,40 @@ def check_size(size: tuple[int, int], factor: int) -> None:
         )
 
 
+def check_text_model(pipe: StableDiffusion, what: str) -> None:
+    """Raises ValueError for a UNet that sees a mask besides, as only inpainting has one for it."""
+    channels = pipe.unet.config.in_channels
+    if channels != pipe.vae.config.latent_channels:
+        raise ValueError(f"{what}: the UNet takes {channels} channels: a model for inpainting, not for text alone")
+
+
 def solver_of(schedule: DiscreteVP, method: Literal["sde", "ode"], order: Literal[1, 2]) -> Solver:
     """DDIM(eta) or DPM-Solver++(2M), for the reverse SDE or the probability-flow ODE."""
     level = 1.0 if method == "sde" else 0.0
     return DDIM(schedule, level) if order == 1 else DPMSolverPP2M(schedule, level)
 
 
-def guided(pipe: StableDiffusion, prompts: Sequence[str], guidance: float, condition: Image | None = None) -> NoiseFn:
+def guided(
+    pipe: StableDiffusion,
+    prompts: Sequence[str],
+    guidance: float,
+    lora_scale: float = 1.0,
+    condition: Image | None = None,
+) -> NoiseFn:
     """The noise prediction under one prompt for every latent; guidance 1 asks the network once, not twice."""
-    null = None if guidance == 1 else pipe.embed([""])
-    return pipe.noise_fn(pipe.embed(prompts), null, guidance, batch=len(prompts), condition=condition)
+    null = None if guidance == 1 else pipe.embed([""], lora_scale)
+    texts = pipe.embed(prompts, lora_scale)
+    return pipe.noise_fn(texts, null, guidance, lora_scale, batch=len(prompts), condition=condition)
 
 
 def decode(pipe: StableDiffusion, latents: Image, size: tuple[int, int]) -> np.ndarray:
-    """(batch, height, width, 3) of this size, the padding cut off."""
-    return np.asarray(pipe.decode(latents))[:, : size[0], : size[1]]
+    """(batch, height, width, 3) of this size, the padding cut off. Raises FloatingPointError for what is no picture."""
+    images = np.asarray(pipe.decode(latents))
+    if not (np.isfinite(images).all() and np.isfinite(latents).all()):
+        raise FloatingPointError(
+            "the edit ended in numbers that are not finite: lower the guidance, or alpha, or take another dtype"
+        )
+    return images[:, : size[0], : size[1]]
 
 
 def latent_mask(mask: Mask, factor: int, share: float = 0.5) -> Float[np.ndarray, "_ _ 1"]:

@@ -21,6 +21,7 @@ from sd_port.edits.canvas import (
     check_mask,
     check_picture,
     check_points,
+    check_text_model,
     decode,
     encode,
     latent_mask,
@@ -60,7 +61,8 @@ def drag(
 ) -> EditResult:
     """Drags what is at the source points of a picture, (height, width, 3) in [0, 1], to the targets; see `Drag`.
 
-    Raises ValueError for a picture, points or a mask that cannot be used.
+    Raises ValueError for a picture, points or a mask that cannot be used and for a model for inpainting, and
+    FloatingPointError where the result is not finite.
     """
     drags = [Drag(image, source, target, mask, prompt)]
     return drag_many(pipe, drags, config, key=key, progress=progress, keep_frames=keep_frames)[0]
@@ -84,6 +86,7 @@ def drag_many(
 
     Raises ValueError for pictures of several sizes, and as `drag` does.
     """
+    check_text_model(pipe, "drag")
     images = [check_picture(one.image) for one in drags]
     size = images[0].shape[:2]
     if any(image.shape[:2] != size for image in images):
@@ -104,7 +107,7 @@ def drag_many(
     x = encode(pipe, np.stack(images))
     moves, frames = together(plans), []
     pursuit = follow.begin(pipe, x, prompts, moves, jr.fold_in(key, 2**31)) if config.follow else None
-    counts = np.zeros(len(drags), int)
+    counts, moved = np.zeros(len(drags), int), np.zeros(np.shape(moves[0].active), bool)
     most = len(moves) if pursuit is None else follow.PATIENCE * len(moves)
     for i in range(most):
         move = moves[i] if pursuit is None else pursuit.move(config.step_size, config.sequence)
@@ -118,14 +121,16 @@ def drag_many(
             ts,
             jr.fold_in(key, i),
             jax.tree.map(jnp.asarray, move),
-            jnp.float32(1 if config.alpha_first and i > 0 else config.alpha),
+            jnp.asarray(np.where(config.alpha_first & moved, 1, config.alpha), jnp.float32),
             jnp.float32(config.beta),
             jnp.int32(config.radius),
             mask,
             method=config.method,
             carry_noise=config.carry_noise,
+            mask_latent=config.compat == "clean",
             batch_size=batch_size,
         )
+        moved |= np.asarray(move.active)
         if keep_frames:
             frames.append(decode(pipe, x, size))
         if pursuit is not None:

@@ -1,6 +1,7 @@
 """The settings of a drag: the published ones, and what they can be."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -23,13 +24,17 @@ class DragConfig:
     at t0), between which guidance goes on a straight line and the scale of LoRA adapters on a cosine. Lengths are in
     latent pixels.
 
-    compat = "reference" takes the times of the published code, on which the image stands one step above the first
-    timestep, and its ramps, which overshoot their ends by one part in steps - 1.
+    compat = "reference" takes the timesteps of the published code, diffusers' "linspace" ones with the image at the
+    lowest, and its ramps, which overshoot their ends by one part in steps - 1; masks do not hold at t0, and patches
+    that a step is too short for are amplified where they are. One gap of its timesteps is shorter than the others (504
+    to 500, of 200), and its step there ends at 499, from where the next one starts as if it were 500. Here that step
+    ends where the next one starts.
 
     Beyond the paper: t0 = "auto" is the time at which all cells of a patch together are as far above the noise as those
-    of the published patch at 0.6; `alpha_first` amplifies in the first operation only; `carry_noise` moves the recorded
-    noise along with the patch, which otherwise remembers what was there before; `follow` looks for what is dragged
-    before every operation, copies from where it is by then, and stops when it has arrived (`sd_port.edits.follow`).
+    of the published patch at 0.6; `alpha_first` amplifies each pair in its first operation only; `carry_noise` moves
+    the recorded noise along with the patch, which otherwise remembers what was there before; `follow` looks for what is
+    dragged before every operation, copies from where it is by then, and stops when it has arrived
+    (`sd_port.edits.follow`).
     """
 
     method: Literal["sde", "ode"] = "sde"
@@ -54,7 +59,7 @@ class DragConfig:
             ("t0", self.t0 == "auto" or 0 < self.t0 < 1),
             ("steps", self.steps >= 2),
             ("step_size", self.step_size > 0),
-            ("radius", self.radius >= 1),
+            ("radius", 1 <= self.radius < 2**31),
             ("alpha", np.isfinite(self.alpha)),
             ("beta", 0 <= self.beta <= 1),
             ("guidance", np.isfinite(self.guidance).all()),
@@ -81,10 +86,11 @@ class DragConfig:
                 jnp.float32
             )
         t0 = self.start(schedule)
-        gap = round(schedule.steps * t0 / self.steps)
-        if abs(gap * self.steps - schedule.steps * t0) >= max(gap, 1) or gap * (self.steps + 1) >= schedule.steps:
+        total = math.ceil(self.steps / t0 - 1e-6)  # the fewest of which t0 are `steps`
+        if not self.steps < total <= schedule.steps:
             raise ValueError(f"t0 = {t0} and steps = {self.steps} do not fit the published grid of timesteps")
-        return jnp.asarray((gap * np.arange(self.steps + 1, 0, -1) + 1) / schedule.steps, jnp.float32)
+        timesteps = np.round(np.linspace(0, schedule.steps - 1, total + 1))[self.steps + 1 : 0 : -1]
+        return jnp.asarray((timesteps + 1) / schedule.steps, jnp.float32)
 
     def ramps(self, ts: Times) -> tuple[Ramp, Ramp]:
         """Guidance and LoRA scale at the times that steps start from."""
@@ -99,7 +105,7 @@ _NEEDS = {
     "t0": "it must lie between 0 and 1",
     "steps": "it must be at least 2",
     "step_size": "it must be positive",
-    "radius": "it must be at least 1",
+    "radius": "it must be at least 1, and 31 bits",
     "alpha": "it must be a number",
     "beta": "it must lie in [0, 1]",
     "guidance": "it must be two numbers",

@@ -42,12 +42,19 @@ class Pursuit(NamedTuple):
     left: np.ndarray  # (batch,) operations that may still be made
 
     def move(self, step_size: float, sequence: bool) -> Move:
-        """The next operation: at most one step towards the target; in sequence, of the first point not there yet."""
-        way = self.target - self.places
+        """The next operation: at most one step towards the target; in sequence, of the first point not there yet.
+
+        Of the latent pixels around the end of a straight step, the one that is furthest on the way and no further off
+        than the step is long, or one.
+        """
+        way = (self.target - self.places)[..., None, :]
         length = np.linalg.norm(way, axis=-1, keepdims=True)
-        step = np.where(length <= step_size, way, np.round(way * step_size / np.maximum(length, 1)))
-        longest = np.abs(way) == np.abs(way).max(-1, keepdims=True)
-        step = np.where((step == 0).all(-1, keepdims=True) & longest, np.sign(way), step).astype(int)
+        straight = np.abs(way) * np.minimum(step_size / np.maximum(length, 1), 1)
+        further = np.array([[False, False], [True, False], [False, True], [True, True]])
+        around = np.sign(way) * np.where(further, np.ceil(straight), np.floor(straight))
+        progress = np.where(np.linalg.norm(around, axis=-1) <= max(step_size, 1), (around * way).sum(-1), -1)
+        best = progress.argmax(-1)[..., None, None]
+        step = np.take_along_axis(around, best, axis=-2)[..., 0, :].astype(int)
         active = self.on_its_way & (np.cumsum(self.on_its_way, axis=1) == 1) if sequence else self.on_its_way
         return Move(self.places, self.places + step, active)
 

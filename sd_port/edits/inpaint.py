@@ -30,13 +30,15 @@ class InpaintConfig:
     steps: int = 50
     order: Literal[1, 2] = 1
     guidance: float = 7.5
+    lora_scale: float = 1.0
 
     def __post_init__(self):
         """Raises ValueError, naming the setting."""
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
-        if not np.isfinite(self.guidance):
-            raise ValueError(f"guidance = {self.guidance} cannot be: it must be a number")
+        for name in ("guidance", "lora_scale"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
 
 
 def inpaint(
@@ -52,7 +54,7 @@ def inpaint(
 
     Pixels outside the masks are those that came in.
 
-    Raises ValueError for pictures or masks that cannot be used.
+    Raises ValueError for pictures or masks that cannot be used, and FloatingPointError where the result is not finite.
     """
     images = np.stack([check_picture(image) for image in images])
     size, factor = images.shape[1:3], pipe.vae.config.factor
@@ -66,7 +68,7 @@ def inpaint(
     if pipe.unet.config.in_channels > pipe.vae.config.latent_channels:
         hidden = encode(pipe, np.where(masks[..., None] > 0, np.float32(0.5), images))  # grey where it is to be filled
         condition = jnp.concatenate([small, hidden], axis=-1)
-    eps_fn = guided(pipe, prompts, config.guidance, condition)
+    eps_fn = guided(pipe, prompts, config.guidance, config.lora_scale, condition)
     ts = pipe.scheduler.grid(config.steps).astype(jnp.float32)
     x = _fill(solver_of(pipe.schedule, config.method, config.order), eps_fn, x0, ts, key, small, condition is None)
     filled = decode(pipe, x, size)

@@ -25,7 +25,7 @@ class Move(NamedTuple):
     active: Bool[Array | np.ndarray, "batch points"]
 
 
-@partial(jax.jit, static_argnames=("method", "carry_noise", "batch_size"))
+@partial(jax.jit, static_argnames=("method", "carry_noise", "mask_latent", "batch_size"))
 def operate(
     solver: Solver,
     eps_fn: NoiseFn,
@@ -33,18 +33,19 @@ def operate(
     ts: Times,
     key: PRNGKey,
     move: Move,
-    alpha: Float[Array, ""],
+    alpha: Float[Array, "batch points"],
     beta: Float[Array, ""],
     radius: Int[Array, ""],
     mask: Image | None,
     *,
     method: Literal["sde", "ode"],
     carry_noise: bool,
+    mask_latent: bool,
     batch_size: int,
 ) -> Image:
     """One operation: up to ts[0], copy and paste, back. Latents of which no point is active stay as they are.
 
-    carry_noise moves the recorded noise too (`carry`).
+    carry_noise moves the recorded noise too (`carry`); mask_latent as in `theory.editing.edit`.
     """
     edit_key, patch_key = jr.split(key)
     y = edit(
@@ -58,6 +59,7 @@ def operate(
         manipulate=lambda x: _paste_all(x, move, alpha, beta, radius, patch_key),
         manipulate_noise=partial(carry, move=move, radius=radius, key=patch_key) if carry_noise else replayed,
         mask=mask,
+        mask_latent=mask_latent,
         batch_size=batch_size,
     )
     return jnp.where(jnp.any(move.active, axis=1)[:, None, None, None], y, x)
@@ -67,22 +69,20 @@ def carry(noise: Noise, move: Move, radius: Int[Array, ""], key: PRNGKey) -> Noi
     """Recorded noise, (steps, batch, height, width, channels), goes with the patch at every step, and fresh noise takes
     its place: Eq. (12) with alpha = 1 and beta = 0, after which it is unit noise as before.
     """
-    keys = jr.split(jr.fold_in(key, 1), len(noise))
+    keys, ones = jr.split(jr.fold_in(key, 1), len(noise)), jnp.ones(move.active.shape)
     each_step = jax.vmap(_paste_all, in_axes=(0, None, None, None, None, 0))
-    return each_step(noise, move, jnp.float32(1), jnp.float32(0), radius, keys)
+    return each_step(noise, move, ones, jnp.float32(0), radius, keys)
 
 
 def _paste_all(x: Image, move: Move, alpha, beta, radius, key: PRNGKey) -> Image:
     """`copy_paste` on every latent of a batch."""
-    return jax.vmap(copy_paste, in_axes=(0, 0, None, None, None, 0))(
-        x, move, alpha, beta, radius, jr.split(key, len(x))
-    )
+    return jax.vmap(copy_paste, in_axes=(0, 0, 0, None, None, 0))(x, move, alpha, beta, radius, jr.split(key, len(x)))
 
 
 def copy_paste(
     x: Float[Array, "height width channels"],
     move: Move,
-    alpha: Float[Array, ""],
+    alpha: Float[Array, " points"],
     beta: Float[Array, ""],
     radius: Int[Array, ""],
     key: PRNGKey,
@@ -111,6 +111,6 @@ def copy_paste(
 
         moved = jnp.roll(x, (target - source)[::-1], axis=(0, 1))
         left = jnp.where(patch(source), beta * x + jnp.sqrt(1 - beta**2) * noise, x)
-        return jnp.where(patch(target), alpha * moved, left)
+        return jnp.where(patch(target), alpha[i] * moved, left)
 
     return jax.lax.fori_loop(0, move.active.shape[0], one, x)

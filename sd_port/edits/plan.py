@@ -16,8 +16,9 @@ Places = tuple[np.ndarray, np.ndarray]  # (points, 2) each: where patches are, a
 def plan(source: Points, target: Points, factor: int, config: DragConfig) -> list[Places]:
     """The operations: where patches are, and where they go to, (points, 2) each in latent pixels; -1 for at rest.
 
-    As many as make the longest way one of steps nearest to `step_size`. Raises ValueError where nothing moves, and
-    where there are more of the one than of the other.
+    As many as make the longest way one of steps nearest to `step_size`; a patch that a step is too short for rests in
+    that operation, but in the published code (compat = "reference") is copied onto itself. Raises ValueError where
+    nothing moves, and where there are more of the one than of the other.
     """
     if len(source) != len(target):
         raise ValueError(f"there are {len(source)} source and {len(target)} target points; they come in pairs")
@@ -31,8 +32,14 @@ def plan(source: Points, target: Points, factor: int, config: DragConfig) -> lis
         count = max(int(length / config.step_size), 1)
         if abs(length / count - config.step_size) > abs(length / (count + 1) - config.step_size):
             count += 1
-        places = [start + np.trunc(i / count * way).astype(int) for i in range(count + 1)]
-        return list(itertools.pairwise(places))
+        if config.compat == "reference":
+            places = [start + np.trunc(i / count * way).astype(int) for i in range(count + 1)]
+            return list(itertools.pairwise(places))
+        places = [start + np.sign(way) * (i * np.abs(way) // count) for i in range(count + 1)]
+        steps = [
+            (here, there, (here != there).any(axis=1, keepdims=True)) for here, there in itertools.pairwise(places)
+        ]
+        return [(np.where(goes, here, -1), np.where(goes, there, -1)) for here, there, goes in steps if goes.any()]
 
     if not config.sequence:
         return straight(start, end)

@@ -21,7 +21,17 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from sd_port.edits.canvas import EditResult, check_mask, check_picture, decode, encode, guided, latent_mask, solver_of
+from sd_port.edits.canvas import (
+    EditResult,
+    check_mask,
+    check_picture,
+    check_text_model,
+    decode,
+    encode,
+    guided,
+    latent_mask,
+    solver_of,
+)
 from sd_port.models.layers import Image
 from sd_port.pipeline import StableDiffusion
 from theory.editing import Latent, edit
@@ -48,6 +58,7 @@ class TranslateConfig:
     order: Literal[1, 2] = 1
     guidance: float = 7.5
     source_guidance: float = 1.0
+    lora_scale: float = 1.0
 
     def __post_init__(self):
         """Raises ValueError, naming the setting."""
@@ -55,8 +66,9 @@ class TranslateConfig:
             raise ValueError(f"t0 = {self.t0} cannot be: it must lie in (0, 1]")
         if self.steps < 1:
             raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
-        if not np.isfinite([self.guidance, self.source_guidance]).all():
-            raise ValueError(f"guidance = {self.guidance}, {self.source_guidance} cannot be: it must be a number")
+        for name in ("guidance", "source_guidance", "lora_scale"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
         if self.kind == "ddib" and self.order == 2:
             raise ValueError("order = 2 cannot be inverted: DDIB takes order 1")
 
@@ -84,8 +96,10 @@ def translate(
     SDEdit does not read the source prompts. Where a mask, (batch, height, width), is 0, latents return to those of
     the picture exactly. `batch_size` as in `sd_port.edits.drag.drag_many`.
 
-    Raises ValueError for pictures or masks that cannot be used.
+    Raises ValueError for pictures or masks that cannot be used and for a model for inpainting, and FloatingPointError
+    where the result is not finite.
     """
+    check_text_model(pipe, config.kind)
     images = np.stack([check_picture(image) for image in images])
     size, factor, n = images.shape[1:3], pipe.vae.config.factor, len(images)
     if not len(source_prompts) == len(target_prompts) == n:
@@ -95,8 +109,8 @@ def translate(
         if len(masks) != n:
             raise ValueError(f"{n} pictures need as many masks, got {len(masks)}")
         mask = jnp.asarray(np.stack([latent_mask(check_mask(one, size), factor) for one in masks]))
-    source_eps = guided(pipe, source_prompts, config.source_guidance)
-    target_eps = guided(pipe, target_prompts, config.guidance)
+    source_eps = guided(pipe, source_prompts, config.source_guidance, config.lora_scale)
+    target_eps = guided(pipe, target_prompts, config.guidance, config.lora_scale)
     ts, solver = config.grid(pipe.schedule), config.solver(pipe.schedule)
     x0 = encode(pipe, images)
     x = _edit(solver, source_eps, target_eps, x0, ts, key, mask, latent=LATENTS[config.kind], batch_size=batch_size)
@@ -114,14 +128,20 @@ def translate(
 
 
 def reconstruct(
-    pipe: StableDiffusion, images: np.ndarray, prompts: Sequence[str], config: TranslateConfig, *, key: PRNGKey
+    pipe: StableDiffusion,
+    images: np.ndarray,
+    prompts: Sequence[str],
+    config: TranslateConfig,
+    *,
+    key: PRNGKey,
+    batch_size: int = 4,
 ) -> list[EditResult]:
     """The pictures after the way up and the way back under one prompt, both with `config.guidance`.
 
     Cycle-SDE gives the latents back to rounding, whatever the guidance and the number of steps; the ODE does not.
     """
     config = dataclasses.replace(config, source_guidance=config.guidance)
-    return translate(pipe, images, prompts, prompts, config, key=key)
+    return translate(pipe, images, prompts, prompts, config, key=key, batch_size=batch_size)
 
 
 class Differences(NamedTuple):
@@ -142,16 +162,19 @@ def difference_mask(
     draws: int = 10,
     threshold: float = 0.5,
     clip: float = 3.0,
-    guidance: float = 7.5,
+    lora_scale: float = 1.0,
 ) -> Differences:
     """DiffEdit's mask (its Sec. 3.2): where the noise predictions of the two prompts differ at time t.
 
     The absolute difference is averaged over draws of the noise and over channels, clipped at `clip` times its mean,
-    as in diffusers, divided by that, and cut at the threshold. Raises ValueError for two prompts that are the same.
+    as in diffusers, divided by that, and cut at the threshold. Guidance would multiply it, and so change nothing.
+
+    Raises ValueError for two prompts that are the same and for a model for inpainting.
     """
+    check_text_model(pipe, "diffedit")
     images = np.stack([check_picture(image) for image in images])
     x0 = encode(pipe, images)
-    predictions = [guided(pipe, prompts, guidance) for prompts in (source_prompts, target_prompts)]
+    predictions = [guided(pipe, prompts, 1.0, lora_scale) for prompts in (source_prompts, target_prompts)]
     heat = np.asarray(_difference(pipe.schedule, *predictions, x0, jnp.float32(t), jr.split(key, draws)))
     if not heat.mean(axis=(1, 2)).all():
         raise ValueError("the source prompt and the target prompt ask for the same: there is nothing to edit")

@@ -89,6 +89,13 @@ def test_what_is_not_a_picture_is_named(content):
         read_image("a.tif")
 
 
+def test_masks_of_no_known_range_are_refused():
+    for name, values in (("real", np.ones((2, 2), np.float32)), ("whole", np.full((2, 2), 70000, np.int32))):
+        Image.fromarray(values).save(f"{name}.tif")
+        with pytest.raises(ValueError, match=rf"{name}\.tif: holds numbers of no known range"):
+            read_mask(f"{name}.tif")
+
+
 def test_pictures_and_records_come_back():
     """All 8-bit values; what is outside [0, 1] is clipped."""
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)) / 255

@@ -152,6 +152,19 @@ def test_masked_part_of_the_latent_is_not_manipulated():
     assert np.all(shifted([1.0, 0.0])[:, 0] != shifted([0.0, 0.0])[:, 0])
 
 
+def test_a_mask_that_does_not_hold_at_the_first_time():
+    """What was manipulated under it is seen by the first step, and by none after: it returns as exactly as before."""
+    eps, ts, mask = noise_fn(plane(), SCHEDULE), time_grid(SCHEDULE, 6, start=0.8, end=0.01), jnp.array([[1.0, 0.0]])
+
+    def shifted(d):
+        given = {"latent": "invert", "mask": mask, "mask_latent": False}
+        move = jnp.array([0.0, d])
+        return edit(DDIM(SCHEDULE), eps, eps, X0, ts, KEY, manipulate=lambda x: x + move, **given)
+
+    np.testing.assert_array_equal(shifted(1.0)[:, 1], X0[:, 1])
+    assert np.all(shifted(1.0)[:, 0] != shifted(0.0)[:, 0])
+
+
 def test_masked_cycle_without_an_edit_still_reconstructs():
     """The constraint writes what is already there."""
     ts = time_grid(SCHEDULE, 20, start=0.8, end=0.01)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +13,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sd_port.edits.canvas import encode, latent_mask
+from sd_port.edits.canvas import check_points, encode, latent_mask
 from sd_port.edits.drag import Drag, drag, drag_many
 from sd_port.edits.drag_config import DragConfig
 from sd_port.edits.follow import Pursuit, begin, nearest
 from sd_port.edits.operation import Move, carry, copy_paste, operate
-from sd_port.edits.plan import plan
+from sd_port.edits.plan import plan, together
+from sd_port.edits.translate import TranslateConfig, translate
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.hub import BUNDLED
-from tests.sd_port.edits.torch_drag import normals, operations, pasted, sde_drag
+from tests.sd_port.edits.torch_drag import normals, operations, pasted, sde_drag, timesteps
 from tests.sd_port.torch_models import distance, to_nchw
 from tests.tolerances import PARITY_32, PIPELINE, RECONSTRUCTION_32
 
@@ -40,12 +43,12 @@ def pictures() -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_reference_is_the_published_algorithm():
-    """Two pairs of points, a mask, guidance from 1 to 3, three operations: same weights, same noise, same latent."""
+    """Two pairs, a mask through their patches, guidance from 1 to 3: same weights, same noise, same latent."""
     total, t0 = 20, 0.6
     config = DragConfig(t0=t0, steps=12, radius=2, step_size=2.0, compat="reference")
     source, target = np.array([[16, 40], [40, 12]]), np.array([[38, 44], [44, 20]])
     mask = np.ones((64, 64), np.float32)
-    mask[:, 56:] = 0
+    mask[:, 44:] = 0  # patches reach into it by two latent pixels
     prompt, key, pipe = "a red boat and an island", jr.key(3), nano()
     found = drag(pipe, pictures()[0], source, target, mask, prompt, config, key=key)
 
@@ -86,7 +89,7 @@ def test_copy_and_paste_is_slicing(seed):
     noise = [to_nchw(jr.normal(jr.fold_in(key, i), (1, *x.shape), "float32")) for i in range(2)]
     points = rng.integers(0, (width, height), (2, 3, 2))
     move = Move(jnp.asarray(points[0]), jnp.asarray(points[1]), jnp.array([True, True, False]))
-    found = copy_paste(jnp.asarray(x), move, jnp.float32(1.1), jnp.float32(0.3), jnp.int32(r), key)
+    found = copy_paste(jnp.asarray(x), move, jnp.full(3, 1.1), jnp.float32(0.3), jnp.int32(r), key)
     expected = pasted(to_nchw(x[None]), points[0, :2], points[1, :2], noise, 1.1, 0.3, r)
     np.testing.assert_allclose(found, expected.movedim(1, -1).numpy()[0], rtol=PARITY_32, atol=1e-6)
 
@@ -96,10 +99,35 @@ def test_plans_are_those_of_the_published_code(seed):
     rng = np.random.default_rng(seed)
     source, target = rng.integers(0, 512, (2, 3, 2))
     step = float(rng.uniform(1, 6))
-    found = plan(source, target, 8, replace(QUICK, step_size=step))
+    found = plan(source, target, 8, replace(QUICK, step_size=step, compat="reference"))
     expected = list(operations(source // 8, target // 8, step))
     assert len(found) == len(expected)
     np.testing.assert_array_equal(np.array(found), np.array(expected))
+
+
+@pytest.mark.parametrize("length", [7, 49, 98, 103])
+def test_a_step_too_short_for_a_latent_pixel_is_no_operation(length):
+    """In as many steps as latent pixels each is one, where i / 49 * 49 is less than i in floating point; what is there
+    sooner rests between its steps, but is copied onto itself as published.
+    """
+    source, target = np.zeros((2, 2), int), np.array([[0, -8 * length], [16, 0]])
+    config = replace(QUICK, step_size=1.0)
+    moves = np.array(plan(source, target, 8, config))
+    np.testing.assert_array_equal(moves[:, 0, 0, 1], -np.arange(length))
+    np.testing.assert_array_equal(moves[:, 1, 0, 1], -np.arange(1, length + 1))
+    goes = moves[:, 0, 1, 0] >= 0
+    assert (moves[goes, 0, 1] != moves[goes, 1, 1]).any(-1).all() and goes.sum() == 2
+    published = np.array(plan(source, target, 8, replace(config, compat="reference")))
+    assert (published[:, 0, 1] >= 0).all() and len(published) == len(moves)
+    half = plan(source, target, 8, replace(config, step_size=0.5))
+    assert length <= len(half) <= length + 2 and all((here != there).any() for here, there in half)
+
+
+def test_the_published_timesteps():
+    """Those of diffusers: 604 to 504 in steps of 5, and 500 to 5."""
+    found = 1000 * DragConfig(compat="reference").grid(nano().schedule) - 1
+    np.testing.assert_allclose(found, [*range(604, 503, -5), *range(500, 4, -5)], atol=1e-3)
+    np.testing.assert_allclose(found, timesteps(200)[-121:], atol=1e-3)
 
 
 def test_one_after_another():
@@ -190,6 +218,21 @@ def test_amplified_once():
     assert np.abs(found.image - always.image).max() > 0.05
 
 
+def test_each_pair_is_amplified_once(monkeypatch):
+    """In sequence the second pair begins when the first has ended, and is amplified then."""
+    given = []
+
+    def told(*args, **options):
+        given.append(np.asarray(args[6])[0, :2].tolist())
+        return operate(*args, **options)
+
+    monkeypatch.setattr(import_module("sd_port.edits.drag"), "operate", told)
+    two = np.array([[8, 8], [40, 40]])
+    config = replace(QUICK, alpha=1.5, alpha_first=True, sequence=True, step_size=2.0)
+    drag(nano(), pictures()[0], two, two + np.array([16, 0]), config=config, key=jr.key(0))
+    assert given == [[1.5, 1.5], [1.0, 1.5], [1.0, 1.5], [1.0, 1.0]]
+
+
 def test_noise_goes_with_the_patch():
     """At every step: what was at the source is at the target, fresh unit noise is at the source, the rest stays."""
     noise = jr.normal(jr.key(0), (200, 2, 9, 9, 4), "float32")
@@ -209,7 +252,7 @@ def test_overlapping_patches_have_noise_of_their_own():
     x = jr.normal(jr.key(0), (400, 9, 13, 4), "float32")
     source = jnp.array([[3, 4], [4, 4]])
     move = Move(source, source + jnp.array([[6, 0]]), jnp.array([True, True]))
-    settings = jnp.float32(1), jnp.float32(0.3), jnp.int32(2)
+    settings = jnp.ones(2), jnp.float32(0.3), jnp.int32(2)
     found = jax.vmap(lambda x, key: copy_paste(x, move, *settings, key))(x, jr.split(jr.key(1), 400))
     assert abs(np.std(found[:, 2:6, 2:5]) - 1) < 0.02  # of 19,200 numbers, to four standard errors
 
@@ -248,7 +291,7 @@ def test_a_pursuit_goes_one_step_at_a_time():
         if not move.active.any():
             break
         step = np.asarray(move.target - move.source)[np.asarray(move.active)]
-        assert (np.abs(step).max(-1) >= 1).all() and (np.linalg.norm(step, axis=-1) <= 2.5 + 0.71).all()
+        assert (np.abs(step).max(-1) >= 1).all() and (np.linalg.norm(step, axis=-1) <= 2.5).all()
         places = np.where(move.active[..., None], move.target, places)
         pursuit = pursuit._replace(places=places, on_its_way=(places != target).any(-1))
     np.testing.assert_array_equal(places, target)
@@ -289,6 +332,8 @@ def bad(**changes):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"target": np.array([[1e300, 3]])}, r"target \[1e\+300, 3\] is outside"),
+        ({"target": np.array([[63.6, 3]])}, r"target \[64, 3\] is outside"),
         ({"target": np.array([[64, 3]])}, r"target \[64, 3\] is outside the picture, which is 64 x 64"),
         ({"source": np.array([[-1, 3]])}, r"source \[-1, 3\] is outside"),
         ({"source": np.zeros((0, 2))}, "source must be at least one point"),
@@ -311,6 +356,32 @@ def test_bad_input_is_named(change, said):
     ("setting", "value"),
     [("t0", 0.0), ("t0", 1.0), ("steps", 1), ("step_size", 0.0), ("radius", 0), ("beta", 1.5), ("alpha", np.nan)],
 )
+def test_points_are_rounded_to_the_nearest_pixel():
+    np.testing.assert_array_equal(check_points([[3.6, 7.4], [-0.4, 9]], (20, 20), "source"), [[4, 7], [0, 9]])
+
+
+def test_more_points_than_fit_without_compiling():
+    """Nine pairs: padded to sixteen, and every one is dragged."""
+    rows = np.array([[8 + 16 * (i % 3), 8 + 16 * (i // 3)] for i in range(9)])
+    config = replace(QUICK, radius=1, step_size=2.0)
+    moves = together([plan(rows, rows + np.array([8, 0]), 4, config)])
+    assert [np.shape(move.active) for move in moves] == [(1, 16)] and moves[0].active.sum() == 9
+    x = jnp.arange(256.0).reshape(16, 16, 1)
+    move = Move(*(jnp.asarray(leaf[0]) for leaf in moves[0]))
+    found = copy_paste(x, move, jnp.full(16, 2.0), jnp.float32(1), jnp.int32(1), jr.key(0))
+    for x_at, y_at in rows // 4:
+        here, there = (np.s_[y_at - 1 : y_at + 1, at - 1 : at + 1] for at in (x_at, x_at + 2))
+        np.testing.assert_array_equal(found[there], 2 * x[here])
+
+
+def test_a_model_for_inpainting_is_refused():
+    nine = replace(nano(), unet=SimpleNamespace(config=SimpleNamespace(in_channels=9)))
+    with pytest.raises(ValueError, match="drag: the UNet takes 9 channels: a model for inpainting"):
+        drag(nine, pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
+    with pytest.raises(ValueError, match="cycle: the UNet takes 9 channels"):
+        translate(nine, pictures()[:1], [""], [""], TranslateConfig(), key=jr.key(0))
+
+
 def test_bad_settings_are_named(setting, value):
     with pytest.raises(ValueError, match=f"{setting} = "):
         DragConfig(**{setting: value})

@@ -93,7 +93,7 @@ def test_the_mask_finds_what_is_to_change(nano):
     """Two prompts that differ in the boat's colours: the boat's pixels differ more than the rest."""
     scene = draw(jr.key(3), 8)
     pictures = np.asarray(render(scene))
-    found = difference_mask(nano, pictures, [BEFORE] * 8, [AFTER] * 8, key=jr.key(0), guidance=3.0)
+    found = difference_mask(nano, pictures, [BEFORE] * 8, [AFTER] * 8, key=jr.key(0))
     boat = np.asarray(objects(scene)["boat"])
     heat = found.heat.repeat(4, axis=1).repeat(4, axis=2)
     assert heat[boat].mean() > 2 * heat[~boat].mean()
@@ -114,6 +114,24 @@ def test_the_mask_finds_what_is_to_change(nano):
 def test_bad_settings_are_named(settings, said):
     with pytest.raises(ValueError, match=said):
         TranslateConfig(**settings)
+
+
+def test_order_2_gives_the_picture_back_too(nano, pictures):
+    """Cycle-SDE on the second-order solver records its noise with that solver's memory; it is another edit."""
+    x0, config = np.asarray(encode(nano, pictures)), replace(QUICK, order=2)
+    back = reconstruct(nano, pictures, ["a boat"] * 2, config, key=jr.key(0))
+    assert distance(np.stack([result.latents for result in back]), x0) < RECONSTRUCTION_32
+    first, second = (
+        translate(nano, pictures[:1], [BEFORE], [AFTER], one, key=jr.key(0))[0].latents for one in (QUICK, config)
+    )
+    assert distance(first, second) > 0.01 and distance(second, x0[0]) > 0.05
+
+
+def test_what_is_not_finite_is_no_picture(nano, pictures):
+    """Guidance without bounds: an error that says what to do, not a picture."""
+    config = replace(QUICK, guidance=1e30)
+    with pytest.raises(FloatingPointError, match="numbers that are not finite: lower the guidance"):
+        translate(nano, pictures[:1], [BEFORE], [AFTER], config, key=jr.key(0))
 
 
 def test_prompts_that_do_not_fit_are_counted(nano, pictures):

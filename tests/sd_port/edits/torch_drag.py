@@ -5,17 +5,18 @@ import math
 import jax.random as jr
 import numpy as np
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 
 def sde_drag(unet, alphas_cumprod, contexts, x, mask, source, target, normals, *, total, t0, alpha, beta, r, step):
     """The latent after all operations: x (1, channels, height, width), contexts (2, tokens, features) null and text.
 
     source, target: (points, 2) in latent pixels. normals: for every operation the noise of the way up (steps, *x), and
-    that of the patches (points, *x). Timesteps k, k + gap, ... as the authors' code has them for `total` steps.
+    that of the patches (points, *x). Timesteps are diffusers' for `total` steps, as in the authors' code, in which a
+    step ends 1000 // total below where it starts; where the next one is nearer, it ends there.
     """
-    gap = 1000 // total
     steps = int(t0 * total)
-    ks = [gap * (i + 1) for i in range(steps + 1)]  # the picture stands at the first
+    ks = timesteps(total)[-steps - 1 :][::-1]  # the picture stands at the first
 
     def eps(x, k, i):
         guidance = 1 + 2 * i / (steps - 1)
@@ -43,6 +44,13 @@ def sde_drag(unet, alphas_cumprod, contexts, x, mask, source, target, normals, *
                 x = mean + sigma * recorded[i]
                 x = torch.where(mask > 0, x, path[i])
     return x
+
+
+def timesteps(total):
+    """Decreasing, as the authors have them."""
+    scheduler = DPMSolverMultistepScheduler(num_train_timesteps=1000, timestep_spacing="linspace")
+    scheduler.set_timesteps(total)
+    return scheduler.timesteps.tolist()
 
 
 def operations(source, target, step):
