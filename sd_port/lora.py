@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sd_port.edits.canvas import check_picture, padded
+from sd_port.edits.canvas import check_picture, check_size, padded
 from sd_port.models.attention import Attention
 from sd_port.models.layers import Adapter, Image, LoRA, Tokens
 from sd_port.noise_fn import PredictionType
@@ -69,7 +69,9 @@ def train_lora(
     """
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise ValueError("LoRA is trained on a model for text alone, and this one is for inpainting")
-    mean, std = pipe.posterior(jnp.asarray(padded(check_picture(image)[None], pipe.vae.config.factor)))
+    image, factor = check_picture(image), pipe.vae.config.factor
+    check_size(image.shape[:2], factor)
+    mean, std = pipe.posterior(jnp.asarray(padded(image[None], factor)))
     context = pipe.embed([prompt])
     pipe.unload_lora()
     try:

@@ -12,15 +12,15 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from sd_port.commands.options import versions
 from sd_port.dragbench import Item
-from sd_port.edits.canvas import check_mask, check_points, check_size
+from sd_port.edits.canvas import check_mask, check_points, check_size, latent_mask
 from sd_port.edits.drag import drag
 from sd_port.edits.drag_config import DragConfig
 from sd_port.edits.plan import plan
-from sd_port.images import read_image, read_record, write_png
+from sd_port.images import image_size, read_image, read_record, write_png
 from sd_port.lora import LoRAConfig, train_lora
 from sd_port.pipeline import StableDiffusion
+from sd_port.versions import versions
 from theory.types import PRNGKey
 
 PICTURE = "dragged_image.png"  # the name that DragDiffusion's evaluator looks for
@@ -71,12 +71,13 @@ def is_done(picture: Path, settings: dict[str, Any]) -> bool:
 
 
 def check_item(pipe: StableDiffusion, item: Item, config: DragConfig) -> None:
-    """Raises ValueError for an item that cannot be dragged: too large, points outside of it, or too close by."""
-    size = read_image(item.image).shape[:2]
-    check_size(size, pipe.vae.config.factor)
-    check_mask(item.mask, size)
+    """Raises ValueError for an item that cannot be dragged: too large, cut off, points outside of it, or too near."""
+    size, factor = image_size(item.image), pipe.vae.config.factor
+    check_size(size, factor)
+    read_image(item.image)
+    latent_mask(check_mask(item.mask, size), factor)
     points = check_points(item.source, size, "source"), check_points(item.target, size, "target")
-    plan(*points, pipe.vae.config.factor, config)
+    plan(*points, factor, config)
 
 
 def make(pipe: StableDiffusion, dragging: Dragging, item: Item, picture: Path, settings: dict[str, Any], told: Told):

@@ -34,6 +34,7 @@ FIGURES = (
     Figure("region_md", "MD of RegionDrag x 100, over points", "points", 100, 2),
     Figure("region_md", "MD of RegionDrag x 100, over images", "images", 100, 2),
     Figure("image_fidelity", "image fidelity", "images", 1, 3),
+    Figure("fidelity_outside", "image fidelity outside of the mask", "images", 1, 3),
     Figure("change_outside", "change outside of the mask x 255", "images", 255, 2),
     Figure("change_inside", "change inside of it x 255", "images", 255, 2),
     Figure("rmse_to_truth", "RMSE to the truth x 255", "images", 255, 2),

@@ -1,6 +1,9 @@
 """The scores of edited pictures, beside those of pictures that anybody could make."""
 
-from typing import NamedTuple
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.random as jr
 import numpy as np
@@ -16,8 +19,9 @@ from sd_port.metrics.distance import (
     regiondrag_distance,
 )
 from sd_port.metrics.lpips import LPIPS, image_fidelity
-from sd_port.metrics.pixels import Picture, composited, mean_change, pasted, rmse
+from sd_port.metrics.pixels import Mask, Picture, composited, mean_change, pasted, rmse
 from sd_port.pipeline import StableDiffusion
+from theory.files import write_whole
 
 NOISE_SEED = 0  # of the features: the same for all edits of an item, so that they differ by the edit alone
 
@@ -39,6 +43,7 @@ class Score(NamedTuple):
     m_md: list[float] | None  # pixels
     region_md: list[float] | None  # of width and height
     image_fidelity: float | None  # 1 - LPIPS
+    fidelity_outside: float | None  # the same with the original's pixels where things may change
     change_outside: float | None  # mean absolute difference to the original where nothing may change, in [0, 1]
     change_inside: float | None  # the same where things may change
     rmse_to_truth: float | None  # in [0, 1]
@@ -73,13 +78,36 @@ def scores(
                 name,
                 len(item.source),
                 *distances.get(name, (None, None, None)),
-                None if networks.lpips is None else image_fidelity(networks.lpips, original, picture),
+                *_fidelities(networks.lpips, original, picture, item.mask),
                 outside,
                 mean_change(original, picture, item.mask),
                 None if truth is None else rmse(picture, truth),
             )
         )
     return found
+
+
+def kept(path: Path, of: dict[str, Any], make: Callable[[], list[Score]]) -> list[Score]:
+    """The scores in this file, if they are of the same things (pictures and judges); else they are made, and kept."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["of"] == of:
+            return [Score(**score) for score in found["scores"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # there is none yet, or it is damaged
+    made = make()
+    text = json.dumps({"of": of, "scores": [score._asdict() for score in made]}, indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+    return made
+
+
+def _fidelities(
+    lpips: LPIPS | None, original: Picture, picture: Picture, mask: Mask | None
+) -> tuple[float | None, float | None]:
+    if lpips is None:
+        return None, None
+    everywhere = image_fidelity(lpips, original, picture)
+    return everywhere, None if mask is None else image_fidelity(lpips, original, composited(picture, original, mask))
 
 
 def region_side(pipe: StableDiffusion) -> int:

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from sd_port.bench import report
 from sd_port.bench.edits import PICTURE, Dragging, check_item, is_done, make, settings_of
-from sd_port.bench.score import NOISE_SEED, Networks, Score, candidates, region_side, scores
+from sd_port.bench.score import NOISE_SEED, Networks, Score, candidates, kept, region_side, scores
 from sd_port.commands.drag_options import DragOptions
-from sd_port.commands.options import Dtype, at_least, progress_bar, versions
+from sd_port.commands.options import Dtype, at_least, check_seed, progress_bar
 from sd_port.dragbench import Item, read_set
 from sd_port.images import read_image, read_record
 from sd_port.metrics.lpips import read_lpips
 from sd_port.pipeline import StableDiffusion
+from sd_port.versions import versions
 from sd_port.weights.read import digest
 
 
@@ -62,9 +63,10 @@ class BenchCommand(DragOptions):
         done = [item for item in items if item.name not in refused]
         if not done:
             raise ValueError(f"no item can be dragged; {items[0].name}: {refused[items[0].name]}")
-        found = self.score(networks, done)
+        judges = self.judges(networks)
+        found = self.score(networks, judges, done)
         lines = report.summary(found)
-        report.write(self.out, found, lines, self.about(networks, done, refused))
+        report.write(self.out, found, lines, self.about(judges, done, refused))
         console = Console() if sys.stdout.isatty() else Console(width=200)
         console.print(report.table(lines))
         seconds = np.median([read_record(self.picture(item))["seconds"] for item in done])
@@ -82,9 +84,10 @@ class BenchCommand(DragOptions):
             raise ValueError(
                 "--alexnet and --lpips: give both or neither; image fidelity needs the network and the heads"
             )
+        check_seed(self.seed)
         at_least(self, lora_steps=0, **({} if self.limit is None else {"limit": 1}))
         lora = self.lora_config() if self.lora_steps else None
-        return Dragging(self.config(self.model), lora, self.seed, self.dtype)
+        return Dragging(self.config_on(self.model), lora, self.seed, self.dtype)
 
     def read_items(self) -> list[Item]:
         """The items, which are drawn first if they are synthetic."""
@@ -139,31 +142,42 @@ class BenchCommand(DragOptions):
                     progress.advance(pictures)
         return refused
 
-    def score(self, networks: Networks, items: list[Item]) -> list[Score]:
-        found = []
-        with progress_bar() as progress:
-            task = progress.add_task("Scoring", total=len(items))
-            for item in items:
-                original, edited = read_image(item.image), read_image(self.picture(item))
-                answer = item.image.parent / "truth.png"
-                truth = read_image(answer) if answer.is_file() else None
-                pictures = candidates(item, original, edited, truth, self.composite)
-                found += scores(networks, item, original, pictures, truth)
-                progress.advance(task)
-        return found
-
-    def about(self, networks: Networks, items: list[Item], refused: dict[str, str]) -> dict[str, Any]:
-        """All that the scores depend on."""
-        records = [read_record(self.picture(item)) for item in items]
-        made: dict[str, Any] = {"command": "bench", "set": str(self.folder or "synthetic"), "model": self.model}
-        made |= {name: records[0]["settings"][name] for name in ("config", "lora", "seed", "dtype", "model_sha256")}
-        made |= {"items": len(items), "refused": refused, "features": None, "lpips": None, "composite": self.composite}
+    def judges(self, networks: Networks) -> dict[str, Any]:
+        """What the scores depend on beside the pictures."""
+        made: dict[str, Any] = {"features": None, "lpips": None, "composite": self.composite}
         if networks.features is not None:
             side = region_side(networks.features)
             sha256 = networks.features.digest()
             made["features"] = {"model": self.features, "sha256": sha256, "regiondrag_side": side, "seed": NOISE_SEED}
         if self.alexnet is not None and self.lpips is not None:
             made["lpips"] = {"alexnet_sha256": digest([self.alexnet]), "heads_sha256": digest([self.lpips])}
+        return made
+
+    def score(self, networks: Networks, judges: dict[str, Any], items: list[Item]) -> list[Score]:
+        """Those that an earlier call made of the same pictures by the same judges are not made again."""
+        found = []
+        with progress_bar() as progress:
+            task = progress.add_task("Scoring", total=len(items))
+            for item in items:
+                answer = item.image.parent / "truth.png"
+                files = {"original": item.image, "edited": self.picture(item), "truth": answer}
+                of = {name: digest([path]) for name, path in files.items() if path.is_file()}
+                path = self.out / item.name / "scores.json"
+                found += kept(path, judges | of, lambda files=files, item=item: self.scored(networks, item, **files))
+                progress.advance(task)
+        return found
+
+    def scored(self, networks: Networks, item: Item, original: Path, edited: Path, truth: Path) -> list[Score]:
+        before, answer = read_image(original), read_image(truth) if truth.is_file() else None
+        pictures = candidates(item, before, read_image(edited), answer, self.composite)
+        return scores(networks, item, before, pictures, answer)
+
+    def about(self, judges: dict[str, Any], items: list[Item], refused: dict[str, str]) -> dict[str, Any]:
+        """All that the scores depend on."""
+        records = [read_record(self.picture(item)) for item in items]
+        made: dict[str, Any] = {"command": "bench", "set": str(self.folder or "synthetic"), "model": self.model}
+        made |= {name: records[0]["settings"][name] for name in ("config", "lora", "seed", "dtype", "model_sha256")}
+        made |= {"items": len(items), "refused": refused} | judges
         seconds = {item.name: record["seconds"] for item, record in zip(items, records, strict=True)}
         return made | {"seconds": seconds, "device": records[0]["device"], "versions": versions()}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sd_port.commands.options import versions
+from sd_port.commands.options import check_seed
 from sd_port.images import write_png
 from sd_port.pipeline import StableDiffusion
+from sd_port.versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Demo:
     """Another seed, another scene."""
 
     def run(self) -> None:
+        """Raises ValueError for what cannot be done, before anything is drawn."""
+        check_seed(self.seed)
         from sd_port.nano.demo import drag_the_sun, sheet  # its fit of scenes is compiled when it is imported
 
         if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir():

@@ -9,12 +9,14 @@ import numpy as np
 
 from sd_port.commands.drag_options import DragOptions
 from sd_port.commands.edit import EditCommand
-from sd_port.commands.options import new_file
+from sd_port.commands.jobs import all_or_none
+from sd_port.commands.options import at_least, new_file
 from sd_port.dragbench import Request
-from sd_port.edits.canvas import EditResult, check_points
+from sd_port.edits.canvas import EditResult, check_points, check_text_model
 from sd_port.edits.drag import Drag, drag_many
+from sd_port.edits.drag_config import DragConfig
 from sd_port.edits.plan import plan
-from sd_port.images import image_size, to_pil
+from sd_port.images import image_size, read_image, to_pil
 from sd_port.lora import train_lora
 from theory.files import write_whole
 
@@ -34,9 +36,15 @@ class DragCommand(EditCommand, DragOptions):
     """As many points x y: where they are to go."""
     save_frames: Path | None = None
     """A GIF of the picture after every operation."""
+    forward_batch: int = 4
+    """Noise predictions of the way up to ask for at once: more of them fill a GPU, and need its memory."""
+
+    def config(self, model: str) -> DragConfig:
+        return self.config_on(model, self.brought().settings(DragConfig))
 
     def check(self) -> None:
         super().check()
+        at_least(self, forward_batch=1)
         self.config(self.model)
         if self.lora_steps and self.lora is not None:
             raise ValueError("--lora-steps trains adapters, and --lora brings some: give one of the two")
@@ -47,11 +55,14 @@ class DragCommand(EditCommand, DragOptions):
             if self.batch is not None:
                 raise ValueError("--save-frames writes one GIF: give it without --batch")
 
-    def check_job(self, job, factor) -> None:
-        super().check_job(job, factor)
+    def check_job(self, job, pipe) -> None:
+        check_text_model(pipe, "drag")
+        super().check_job(job, pipe)
+        config = self.config(self.model)
+        config.grid(pipe.schedule)
         ends = zip(points_of(job.request), ("source", "target"), strict=True)
         source, target = (check_points(points, image_size(job.image), name) for points, name in ends)
-        plan(source, target, factor, self.config(self.model))
+        plan(source, target, pipe.vae.config.factor, config)
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         if self.lora_steps:
@@ -71,13 +82,24 @@ class DragCommand(EditCommand, DragOptions):
             Drag(job.image, *points_of(job.request), None if masks is None else masks[i], job.request.prompt)
             for i, job in enumerate(jobs)
         ]
-        keep_frames = self.save_frames is not None
-        results = drag_many(pipe, drags, self.config(self.model), key=key, progress=told, keep_frames=keep_frames)
-        if self.save_frames is not None:
-            frames = [to_pil(frame) for frame in (jobs[0].image, *results[0].frames)]
-            options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
+        return drag_many(
+            pipe,
+            drags,
+            self.config(self.model),
+            key=key,
+            progress=told,
+            keep_frames=self.save_frames is not None,
+            batch_size=self.forward_batch,
+        )
+
+    def write(self, job, result, place, model_sha256) -> None:
+        if self.save_frames is None:
+            return super().write(job, result, place, model_sha256)
+        frames = [to_pil(frame) for frame in (read_image(job.image), *result.frames)]
+        options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
+        with all_or_none(self.save_frames, job.out, job.out.with_suffix(".json")):
+            super().write(job, result, place, model_sha256)
             write_whole(self.save_frames, lambda file: frames[0].save(file, format="GIF", **options))
-        return results
 
 
 def points_of(request: Request) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,14 @@
 """The options of a drag, which one picture and a whole benchmark share."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 from sd_port.edits.drag_config import PRESETS, DragConfig, Preset
 from sd_port.lora import LoRAConfig
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ class DragOptions:
     alpha: float | None = None
     """By how much the copy is amplified."""
     alpha_first: bool = False
-    """In the first operation only: in every one it inflates what is dragged far."""
+    """In the first operation of each pair only: in every one it inflates what is dragged far."""
     beta: float | None = None
     """How much of the source stays where it was."""
     guidance: tuple[float, float] | None = None
@@ -44,21 +48,24 @@ class DragOptions:
     carry_noise: bool = False
     """The recorded noise goes along with the patch (SDE-Drag)."""
     compat: Literal["clean", "reference"] | None = None
-    """reference: the published code's grid of times, and its overshoot."""
+    """reference: the published code's timesteps, overshoot, and masks that do not hold at t0."""
     lora_steps: int = 0
     """Steps of training adapters on the picture first, with which more of it is kept; see sd-edit lora."""
     lora_rank: int = 16
     """The rank of these adapters."""
 
-    def config(self, model: str) -> DragConfig:
-        """The preset, with what was said otherwise. Raises ValueError for settings that cannot be."""
+    def config_on(self, model: str, brought: Mapping[str, Any] = NOTHING) -> DragConfig:
+        """The preset, with what was said otherwise; what a file brings takes the place of a preset that is not given.
+
+        Raises ValueError for settings that cannot be.
+        """
         names = {field.name for field in dataclasses.fields(DragConfig)}
         options = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in options.items() if value is not None and value is not False}
         if self.follow is not None:
             given["follow"] = self.follow == "on"
         preset = self.preset or ("nano" if model == "nano" else "paper")
-        return dataclasses.replace(PRESETS[preset], **given)
+        return dataclasses.replace(PRESETS[preset], **{**(brought if self.preset is None else NOTHING), **given})
 
     def lora_config(self) -> LoRAConfig:
         return LoRAConfig(rank=self.lora_rank, steps=self.lora_steps)

@@ -5,12 +5,11 @@ picture had in its batch, on which its noise depends: `Replay` makes the same fi
 """
 
 import dataclasses
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import jax
 import jax.random as jr
@@ -19,36 +18,25 @@ import tyro
 from jaxtyping import Array
 from rich.console import Console
 
-from sd_port.commands.options import Dtype, at_least, new_file, progress_bar, versions
-from sd_port.dragbench import Request, read_request, read_set
-from sd_port.edits.canvas import EditResult, check_mask, check_size
-from sd_port.images import image_size, read_image, read_mask, read_record, write_png
+from sd_port.commands.edit_file import EditFile, read_edit_file
+from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, read_json, ready
+from sd_port.commands.options import Dtype, at_least, check_seed, new_file, progress_bar
+from sd_port.dragbench import Request, read_set
+from sd_port.edits.canvas import EditResult, check_mask, check_size, latent_mask
+from sd_port.edits.inpaint import InpaintConfig
+from sd_port.edits.translate import TranslateConfig
+from sd_port.images import image_size, read_record, write_png
 from sd_port.nano.devices import all_devices
 from sd_port.pipeline import StableDiffusion
+from sd_port.versions import versions
+from sd_port.weights.hub import BUNDLED
 from theory.files import write_whole
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OUTPUTS = ("out", "save_frames")  # options that say where things are written, not what
+PATHS = ("image", "batch", "edit", "lora", "mask")  # options that say where things are read; their hashes say what
 
+Settings = TypeVar("Settings", InpaintConfig, TranslateConfig)
 Told = Callable[[int, int], None]
-
-
-class Job(NamedTuple):
-    """One edit to do, not read yet."""
-
-    name: str  # of the item in its folder; "" for a single picture
-    image: Path
-    mask: Path | np.ndarray | None
-    request: Request
-    out: Path
-
-
-class Ready(NamedTuple):
-    """The same with its pictures: (height, width, 3), and (height, width) if there is a mask."""
-
-    image: np.ndarray
-    mask: np.ndarray | None
-    request: Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +44,7 @@ class EditCommand(ABC):
     """The options that all edits have."""
 
     name: ClassVar[str]
+    share: ClassVar[float] = 0.5  # of a cell of the latent that must be white in the mask to be edited
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
     """The picture to edit: any format and size that Pillow reads."""
@@ -65,10 +54,10 @@ class EditCommand(ABC):
     """A folder instead of a picture: of pictures, or of items as in DragBench; --out then names a folder. What is there
     already from an earlier call is not made again."""
     batch_size: int = 4
-    """Pictures of one size to edit at once, with --batch; they are split over the devices."""
+    """Pictures of one size to edit at once, with --batch; the devices share them if they can do so evenly."""
     edit: Path | None = None
     """A JSON file with source, target and prompt, such as DragBench's prompt.json or the file beside an earlier result,
-    in place of these options."""
+    in place of these options; if it has a config or a seed, they hold where options do not say otherwise."""
     prompt: str = ""
     """What the result shows; for drag, reconstruct and ODE inversion what the picture shows."""
     model: str = "nano"
@@ -77,8 +66,8 @@ class EditCommand(ABC):
     """A LoRA file (kohya, diffusers or PEFT)."""
     mask: Path | None = None
     """A picture of the same size, white where things may change; without one everything may."""
-    seed: int = 0
-    """Same seed, same picture."""
+    seed: int | None = None
+    """Same seed, same picture; 0 unless --edit brings one."""
     dtype: Dtype = "float32"
     """Of weights and activations: bfloat16 on a GPU or a TPU, float32 on a CPU."""
 
@@ -89,8 +78,7 @@ class EditCommand(ABC):
     def check(self) -> None:
         """Raises ValueError for options that cannot be, before anything is read."""
         at_least(self, batch_size=1)
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"--seed {self.seed}: must be a number of at most 63 bits")
+        check_seed(self.started_from())
         if (self.image is None) == (self.batch is None):
             raise ValueError("give one picture to edit, or --batch with a folder of them")
         if self.edit is not None:
@@ -100,18 +88,27 @@ class EditCommand(ABC):
         elif self.out.suffix.lower() in PICTURES or (self.out.exists() and not self.out.is_dir()):
             raise ValueError(f"--out {self.out}: with --batch give a folder, which is made if it is not there")
 
-    def check_job(self, job: Job, factor: int) -> None:
-        """Raises ValueError for a job that cannot be done, by all that is known without reading its picture."""
-        size = image_size(job.image)
+    def check_job(self, job: Job, pipe: StableDiffusion) -> None:
+        """Raises ValueError for a job that cannot be done, before any is begun: its picture is read whole."""
+        size, factor = image_size(job.image), pipe.vae.config.factor
         check_size(size, factor)
-        if job.mask is not None:
-            check_mask(read_mask(job.mask) if isinstance(job.mask, Path) else job.mask, size)
+        mask = ready(job).mask
+        if mask is not None:
+            latent_mask(check_mask(mask, size), factor, self.share)
 
     def check_out(self) -> None:
         """Raises ValueError if one of the two files is there already."""
         new_file("--out", self.out)
-        if self.out.with_suffix(".json").exists():
-            raise ValueError(f"--out {self.out}: {self.out.with_suffix('.json')} exists already; give another name")
+        beside = self.out.with_suffix(".json")
+        if beside.exists() and not self.is_mine(read_json(beside)):  # its own, where it was ended before the picture
+            raise ValueError(f"--out {self.out}: {beside} exists already; give another name")
+
+    def is_mine(self, record: Any) -> bool:
+        """Whether a record says that this command made it, from whatever place."""
+        if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+            return False
+        theirs, ours = ({**of, **dict.fromkeys(PATHS)} for of in (record["arguments"], self.arguments()))
+        return record.get("command") == self.name and theirs == ours
 
     def refuse(self, options: Sequence[str], why: str) -> None:
         """Raises ValueError for the first of these options that was given."""
@@ -125,23 +122,31 @@ class EditCommand(ABC):
         self.check()
         groups = self.groups()
         made = [job for group in groups for job in group if job.out.exists()]
+        weights = {}
         for job in made:
             record = read_record(job.out)
-            if record.get("arguments") != self.arguments():
+            if not self.is_mine(record):
                 raise ValueError(f"{job.out}: was made with other options; give another folder as --out")
-            if record.get("read") != self.read(job):
+            if record.get("read") != self.made_of(job):
                 raise ValueError(f"{job.out}: what it was made of has changed since; delete it, or give another --out")
+            weights[record.get("model_sha256")] = job.out
         todo = [group for group in groups if not all(job.out.exists() for job in group)]
         if todo:
-            self.make(todo)
+            self.make(todo, weights)
         print(self.out)
 
-    def make(self, groups: list[list[Job]]) -> None:
-        """Edits and writes, a batch after another, what is not there yet; checks all of it first."""
+    def make(self, groups: list[list[Job]], weights: dict[str, Path]) -> None:
+        """Edits and writes, a batch after another, what is not there yet; checks all of it first.
+
+        weights: the hashes of those that made what is there, and a picture of each.
+        """
         pipe = self.load()
         for job in (job for group in groups for job in group):
-            self.check_job(job, pipe.vae.config.factor)
+            self.check_job(job, pipe)
         digest = pipe.digest()
+        for other, path in weights.items():
+            if other != digest:
+                raise ValueError(f"{path}: was made with other weights of {self.model}; give another folder as --out")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with progress_bar() as progress:
             pictures = progress.add_task("Pictures", total=sum(map(len, groups)), visible=self.batch is not None)
@@ -151,10 +156,10 @@ class EditCommand(ABC):
                 def told(done: int, total: int, task=task) -> None:
                     progress.update(task, completed=done, total=total, description="Editing")
 
-                ready = [_read(job) for job in group]
-                rows = len(ready) if self.batch is None else self.batch_size
-                filled = ready + ready[-1:] * (rows - len(ready))  # one shape for all batches of a size
-                results = self.edited(pipe, filled, jr.key(self.seed), told)
+                read = [ready(job) for job in group]
+                rows = len(read) if self.batch is None else self.batch_size
+                filled = read + read[-1:] * (rows - len(read))  # one shape for all batches of a size
+                results = self.edited(pipe, filled, jr.key(self.started_from()), told)
                 for row, (job, result) in enumerate(zip(group, results, strict=False)):
                     if not job.out.exists():
                         self.write(job, result, (row, rows), digest)
@@ -175,8 +180,23 @@ class EditCommand(ABC):
     def request(self) -> Request:
         """Points and prompts: those of --edit, or of the options that this command has."""
         if self.edit is not None:
-            return read_request(self.edit)
+            return self.brought().request
         return Request(**{name: getattr(self, name) for name in Request._fields if hasattr(self, name)})
+
+    def brought(self) -> EditFile:
+        """What --edit brings, if it is given."""
+        return EditFile(Path(), Request(), {}, None) if self.edit is None else read_edit_file(self.edit)
+
+    def settled(self, kind: type[Settings], **defaults: Any) -> Settings:
+        """The settings of an edit: its options, else what --edit brings, else these defaults, else its own."""
+        options = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(kind)}
+        given = {name: value for name, value in options.items() if value is not None}
+        return kind(**{**defaults, **self.brought().settings(kind), **given})
+
+    def started_from(self) -> int:
+        """The seed."""
+        seeds = (self.seed, self.brought().seed, 0)
+        return next(seed for seed in seeds if seed is not None)
 
     def _folder(self, folder: Path) -> list[Job]:
         if not folder.is_dir():
@@ -197,7 +217,9 @@ class EditCommand(ABC):
         return [Job(*job, out=self.out / f"{job[0]}.png") for job in jobs]
 
     def load(self) -> StableDiffusion:
-        mesh = all_devices() if self.batch is not None and len(jax.devices()) > 1 else None
+        devices, mesh = len(jax.devices()), None
+        if self.batch is not None and devices > 1 and self.batch_size % devices == 0:
+            mesh = all_devices()
         with Console(stderr=True).status(f"Loading {self.model}"):
             pipe = StableDiffusion.load(self.model, dtype=self.dtype, mesh=mesh)
             if self.lora is not None:
@@ -213,65 +235,33 @@ class EditCommand(ABC):
             return None
         return np.stack([np.ones(job.image.shape[:2], np.float32) if job.mask is None else job.mask for job in jobs])
 
-    def read(self, job: Job) -> dict[str, str]:
-        """The hashes of all that a job is made of, but for the model: of files by their paths, and of its item."""
-        files = [path for path in (job.image, job.mask, self.lora, self.edit) if isinstance(path, Path)]
-        for path in files:
-            if not path.is_file():
-                raise ValueError(f"{path} is not there")
-        found = {str(path): sha256(path.read_bytes()) for path in files}
-        if isinstance(job.mask, np.ndarray):
-            found["mask"] = sha256(job.mask.tobytes())
-        return found | {"request": sha256(json.dumps(job.request).encode())}
+    def made_of(self, job: Job) -> dict[str, str]:
+        """The hashes of what was read for it."""
+        return job.made_of(lora=self.lora, edit=self.edit)
 
     def write(self, job: Job, result: EditResult, place: tuple[int, int], model_sha256: str) -> None:
-        """The JSON file first: where the picture is, all is."""
+        """The JSON file first: where the picture is, all is. Neither, where one cannot be written."""
         record = result.record | {
             "command": self.name,
             "arguments": self.arguments(),
+            "seed": self.started_from(),
             "item": job.name,
             "place": list(place),
-            "read": self.read(job),
+            "read": self.made_of(job),
             "model_sha256": model_sha256,
             "device": jax.devices()[0].device_kind,
             "versions": versions(),
         }
         job.out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        write_whole(job.out.with_suffix(".json"), lambda file: file.write(text.encode()))
-        write_png(job.out, result.image, record)
+        beside = job.out.with_suffix(".json")
+        with all_or_none(beside, job.out):
+            write_whole(beside, lambda file: file.write(text.encode()))
+            write_png(job.out, result.image, record)
 
     def arguments(self) -> dict[str, Any]:
-        """What decides the pictures, as JSON: the options but for those that say where to write."""
+        """What decides the pictures, as JSON: the options but for those that say where to write; paths are absolute."""
         options = {name: value for name, value in dataclasses.asdict(self).items() if name not in OUTPUTS}
-        return json.loads(json.dumps(options, default=str))
-
-    def again(self, item: str, place: tuple[int, int], read: dict[str, str], model_sha256: str) -> None:
-        """Makes one picture of an earlier call once more, at `self.out`, in a batch of as many at the same place.
-
-        Raises ValueError if the item is not there any more, or if it or the model has changed since.
-        """
-        self.check_out()
-        job = next((job for group in self.groups() for job in group if job.name == item), None)
-        if job is None:
-            raise ValueError(f"--batch {self.batch}: has no item {item} any more")
-        for name, found in self.read(job).items():
-            if read.get(name) != found:
-                what = f"the {name} of {job.image}" if name in ("mask", "request") else name
-                raise ValueError(f"{what} has changed since")
-        pipe = self.load()
-        if pipe.digest() != model_sha256:
-            raise ValueError(f"--model {self.model}: has other weights than it had")
-        row, rows = place
-        result = self.edited(pipe, [_read(job)] * rows, jr.key(self.seed), lambda done, total: None)[row]
-        self.write(job._replace(out=self.out), result, place, model_sha256)
-        print(self.out)
-
-
-def _read(job: Job) -> Ready:
-    mask = read_mask(job.mask) if isinstance(job.mask, Path) else job.mask
-    return Ready(read_image(job.image), mask, job.request)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+        if self.model not in BUNDLED and Path(self.model).exists():
+            options["model"] = Path(self.model)
+        return json.loads(json.dumps(options, default=lambda path: str(path.absolute())))

@@ -11,9 +11,10 @@ import jax.random as jr
 import tyro
 from rich.console import Console
 
-from sd_port.commands.options import Dtype, at_least, guidance_of, new_file, progress_bar, versions
+from sd_port.commands.options import Dtype, at_least, check_seed, guidance_of, new_file, progress_bar
 from sd_port.images import write_png
 from sd_port.pipeline import StableDiffusion
+from sd_port.versions import versions
 from sd_port.weights.read import digest
 from theory.schedules import DiscreteVP
 from theory.solvers import DDIM, DPMSolverPP2M
@@ -73,6 +74,7 @@ class Generate:
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
         at_least(self, steps=1, batch=1)
+        check_seed(self.seed)
         numbers = [""] if self.batch == 1 else [f"-{i:03}" for i in range(self.batch)]
         paths = [new_file("--out", self.out.with_stem(self.out.stem + number)) for number in numbers]
         pipe = _load(self)

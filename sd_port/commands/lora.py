@@ -8,8 +8,9 @@ import jax.random as jr
 import tyro
 from rich.console import Console
 
-from sd_port.commands.options import Dtype, new_file, progress_bar
-from sd_port.images import read_image
+from sd_port.commands.options import Dtype, check_seed, new_file, progress_bar
+from sd_port.edits.canvas import check_size
+from sd_port.images import image_size, read_image
 from sd_port.lora import LoRAConfig, train_lora
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.lora_files import write_lora
@@ -43,10 +44,13 @@ class LoraCommand:
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
         new_file("--out", self.out, (".safetensors",))
+        check_seed(self.seed)
         settings = LoRAConfig(self.rank, self.steps, self.learning_rate, self.batch)
-        image = read_image(self.image)
+        size = image_size(self.image)
         with Console(stderr=True).status(f"Loading {self.model}"):
             pipe = StableDiffusion.load(self.model, dtype=self.dtype)
+        check_size(size, pipe.vae.config.factor)
+        image = read_image(self.image)
         with progress_bar() as progress:
             task = progress.add_task("Compiling, then training", total=self.steps)
 

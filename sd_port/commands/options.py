@@ -1,7 +1,6 @@
 """What the commands of sd-edit share: checks of their options, progress, and what goes into every record."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,12 @@ def at_least(args: Any, **least: int) -> None:
     for name, value in least.items():
         if getattr(args, name) < value:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {value}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for one that a key cannot be made of."""
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"--seed {seed}: must be a number of at most 63 bits")
 
 
 def new_file(option: str, path: Path, suffixes: Sequence[str] = (".png",)) -> Path:
@@ -39,8 +44,3 @@ def guidance_of(model: str, given: float | None) -> float:
 def progress_bar() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide what a picture looks like."""
-    return {name: version(name) for name in ("blessing", "jax", "flax", "numpy")}

@@ -2,21 +2,27 @@
 
 import dataclasses
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.random as jr
 import tyro
 
 from sd_port.commands.drag import DragCommand
-from sd_port.commands.edit import EditCommand
+from sd_port.commands.edit import PATHS, EditCommand
+from sd_port.commands.inpaint import InpaintCommand
+from sd_port.commands.jobs import Job, ready
 from sd_port.commands.translate import (
     CycleCommand,
     DdibCommand,
     DiffeditCommand,
-    InpaintCommand,
     ReconstructCommand,
     SdeditCommand,
 )
+from sd_port.versions import versions
 
 EDITS: dict[str, type[EditCommand]] = {
     edit.name: edit
@@ -30,7 +36,17 @@ EDITS: dict[str, type[EditCommand]] = {
         ReconstructCommand,
     )
 }
-PATHS = ("image", "batch", "edit", "lora", "mask")  # options of edits that are paths
+
+
+class Earlier(NamedTuple):
+    """What the JSON file of an edit says of how it was made."""
+
+    command: EditCommand
+    item: str
+    place: tuple[int, int]  # row and rows of its batch
+    read: Mapping[str, str]
+    model_sha256: str
+    made_with: Mapping[str, Any]  # the device and the versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +59,26 @@ class Replay:
     """The PNG to write."""
 
     def run(self) -> None:
-        """Raises ValueError if the file is not one of an edit, or if what went into it has changed since."""
+        """Raises ValueError if the file is not one of an edit, or if what went into it has changed since.
+
+        Warns where the device or a version is another.
+        """
+        earlier = self.earlier()
+        command, (row, rows) = earlier.command, earlier.place
+        command.check_out()
+        job = job_of(earlier)
+        pipe = command.load()
+        if pipe.digest() != earlier.model_sha256:
+            raise ValueError(f"--model {command.model}: has other weights than it had")
+        for name, now in ({"device": jax.devices()[0].device_kind} | versions()).items():
+            if (before := earlier.made_with.get(name)) != now:
+                warnings.warn(f"{name} was {before} and is {now}: the picture may differ a little", stacklevel=2)
+        key = jr.key(command.started_from())
+        result = command.edited(pipe, [ready(job)] * rows, key, lambda done, total: None)[row]
+        command.write(job._replace(out=self.out), result, earlier.place, earlier.model_sha256)
+        print(self.out)
+
+    def earlier(self) -> Earlier:
         try:
             record = json.loads(self.result.read_text(encoding="utf-8"))
             command = EDITS[record["command"]](**_options(record["arguments"]), out=self.out)
@@ -51,9 +86,22 @@ class Replay:
             if not 0 <= row < rows:
                 raise ValueError("there is no such row")
             made_of = str(record["item"]), (row, rows), dict(record["read"]), str(record["model_sha256"])
+            return Earlier(command, *made_of, {"device": record["device"]} | record["versions"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{self.result}: not the JSON file that lies beside an edited picture") from None
-        command.again(*made_of)
+
+
+def job_of(earlier: Earlier) -> Job:
+    """What was edited. Raises ValueError if it is not there any more, or has changed since."""
+    command = earlier.command
+    job = next((job for group in command.groups() for job in group if job.name == earlier.item), None)
+    if job is None:
+        raise ValueError(f"--batch {command.batch}: has no item {earlier.item} any more")
+    paths = {"image": job.image, "lora": command.lora, "edit": command.edit}
+    for name, found in command.made_of(job).items():
+        if earlier.read.get(name) != found:
+            raise ValueError(f"{paths.get(name, f'the {name} of {job.image}')} has changed since")
+    return job
 
 
 def _options(values: dict[str, Any]) -> dict[str, Any]:

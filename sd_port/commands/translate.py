@@ -1,16 +1,17 @@
-"""Edits by text as commands: sdedit, cycle, ddib, diffedit, reconstruct, and inpaint."""
+"""Edits by text as commands: sdedit, cycle, ddib, diffedit, and reconstruct."""
 
 import dataclasses
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
+import jax.random as jr
 import numpy as np
 
 from sd_port.commands.edit import EditCommand, Ready
-from sd_port.commands.options import guidance_of
-from sd_port.edits.canvas import EditResult, encode
-from sd_port.edits.inpaint import InpaintConfig, inpaint
+from sd_port.commands.options import at_least, guidance_of
+from sd_port.edits.canvas import EditResult, check_text_model, encode
 from sd_port.edits.translate import Kind, TranslateConfig, difference_mask, reconstruct, translate
 
 
@@ -18,14 +19,16 @@ from sd_port.edits.translate import Kind, TranslateConfig, difference_mask, reco
 class _Translate(EditCommand):
     """What translations take."""
 
-    t0: float = 0.7
-    """How far up the way goes: 0 is the picture, 1 is noise."""
-    steps: int = 50
-    """Solver steps between t0 and the picture."""
-    order: Literal[1, 2] = 1
-    """Of the solver."""
+    t0: float | None = None
+    """How far up the way goes: 0 is the picture, 1 is noise; 0.7 by default."""
+    steps: int | None = None
+    """Solver steps between t0 and the picture; 50 by default."""
+    order: Literal[1, 2] | None = None
+    """Of the solver; 1 by default."""
     guidance: float | None = None
     """How much the prompt counts on the way back: by default 7.5, 3 for nano, and 1 for reconstruct."""
+    lora_scale: float | None = None
+    """How much the LoRA counts; 1 by default."""
 
     @property
     @abstractmethod
@@ -34,15 +37,23 @@ class _Translate(EditCommand):
 
     def config(self) -> TranslateConfig:
         """Raises ValueError for settings that cannot be."""
-        return TranslateConfig(self.kind, self.t0, self.steps, self.order, guidance_of(self.model, self.guidance))
+        kind = self.brought().config.get("kind", self.kind)
+        if kind != self.kind:
+            raise ValueError(
+                f"--edit {self.edit}: is for {kind}, and this is {self.kind}; give another command or method"
+            )
+        return self.settled(TranslateConfig, guidance=self.default_guidance())
+
+    def default_guidance(self) -> float:
+        return guidance_of(self.model, None)
 
     def check(self) -> None:
         super().check()
         self.config()
 
-    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        before, after = prompts_of(jobs)
-        return translate(pipe, images_of(jobs), before, after, self.config(), key=key, masks=self.masks_of(jobs))
+    def check_job(self, job, pipe) -> None:
+        check_text_model(pipe, self.name)
+        super().check_job(job, pipe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +69,45 @@ class SdeditCommand(_Translate):
     def kind(self) -> Kind:
         return "sdedit" if self.method == "sde" else "sdedit-ode"
 
+    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        before, after = prompts_of(jobs)
+        return translate(pipe, images_of(jobs), before, after, self.config(), key=key, masks=self.masks_of(jobs))
+
 
 @dataclasses.dataclass(frozen=True)
-class CycleCommand(_Translate):
-    """CycleDiffusion, the paper's Cycle-SDE: what the two prompts share stays where it is."""
-
-    name = "cycle"
+class _FromPrompt(_Translate):
+    """What translations from one prompt to another take."""
 
     source_prompt: str = ""
     """What the picture shows."""
+    source_guidance: float | None = None
+    """How much it counts on the way up; 1 by default."""
+    forward_batch: int = 4
+    """Noise predictions of the way up to ask for at once: more of them fill a GPU, and need its memory."""
+
+    def check(self) -> None:
+        super().check()
+        at_least(self, forward_batch=1)
+
+    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        before, after = prompts_of(jobs)
+        return translate(
+            pipe,
+            images_of(jobs),
+            before,
+            after,
+            self.config(),
+            key=key,
+            masks=self.masks_of(jobs),
+            batch_size=self.forward_batch,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CycleCommand(_FromPrompt):
+    """CycleDiffusion, the paper's Cycle-SDE: what the two prompts share stays where it is."""
+
+    name = "cycle"
 
     @property
     def kind(self) -> Kind:
@@ -74,13 +115,10 @@ class CycleCommand(_Translate):
 
 
 @dataclasses.dataclass(frozen=True)
-class DdibCommand(_Translate):
+class DdibCommand(_FromPrompt):
     """DDIB: inverts the ODE under one prompt and solves back under another."""
 
     name = "ddib"
-
-    source_prompt: str = ""
-    """What the picture shows."""
 
     @property
     def kind(self) -> Kind:
@@ -88,17 +126,21 @@ class DdibCommand(_Translate):
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffeditCommand(_Translate):
+class DiffeditCommand(_FromPrompt):
     """DiffEdit: finds where two prompts differ, and edits there only, by Cycle-SDE or the ODE."""
 
     name = "diffedit"
 
-    source_prompt: str = ""
-    """What the picture shows."""
     method: Literal["sde", "ode"] = "sde"
     """Cycle-SDE within the mask, or DDIM inversion as published."""
     threshold: float = 0.5
-    """The mask is where the difference, relative to three times its mean, is larger."""
+    """The mask is where the difference, relative to `clip` times its mean, is larger."""
+    clip: float = 3.0
+    """Differences count up to this many times their mean."""
+    mask_t: float = 0.5
+    """The time at which they are taken: 0 is the picture, 1 is noise."""
+    draws: int = 10
+    """Of the noise, over which they are averaged."""
 
     @property
     def kind(self) -> Kind:
@@ -106,20 +148,44 @@ class DiffeditCommand(_Translate):
 
     def check(self) -> None:
         super().check()
+        at_least(self, draws=1)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"--threshold {self.threshold}: must lie in [0, 1), or the mask is empty")
+        if not 0 < self.mask_t <= 1:
+            raise ValueError(f"--mask-t {self.mask_t}: must lie in (0, 1]")
+        if not 0 < self.clip < np.inf:
+            raise ValueError(f"--clip {self.clip}: must be a positive number")
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         images, (before, after), config = images_of(jobs), prompts_of(jobs), self.config()
         masks = self.masks_of(jobs)
         if masks is None or any(job.mask is None for job in jobs):
             found = difference_mask(
-                pipe, images, before, after, key=key, threshold=self.threshold, guidance=config.guidance
-            )
-            masks = np.stack(
-                [mask if job.mask is None else job.mask for job, mask in zip(jobs, found.mask, strict=True)]
-            )
-        return translate(pipe, images, before, after, config, key=key, masks=masks)
+                pipe,
+                images,
+                before,
+                after,
+                key=jr.fold_in(key, 2**31),  # the edit takes the key itself
+                t=self.mask_t,
+                draws=self.draws,
+                threshold=self.threshold,
+                clip=self.clip,
+                lora_scale=config.lora_scale,
+            ).mask
+            pairs = zip(jobs, found, strict=True)
+            masks = np.stack([self.found(mask) if job.mask is None else job.mask for job, mask in pairs])
+        batch_size = self.forward_batch
+        return translate(pipe, images, before, after, config, key=key, masks=masks, batch_size=batch_size)
+
+    def found(self, mask: np.ndarray) -> np.ndarray:
+        """The mask, or where nothing stands out, everything: the prompts may ask for a change of all of it."""
+        if mask.any():
+            return mask
+        warnings.warn(
+            f"nowhere do the prompts differ by more than --threshold {self.threshold}: all of the picture is edited",
+            stacklevel=2,
+        )
+        return np.ones_like(mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,23 +196,24 @@ class ReconstructCommand(_Translate):
 
     method: Literal["sde", "ode"] = "sde"
     """Cycle-SDE, which loses nothing, or DDIM inversion."""
+    forward_batch: int = 4
+    """Noise predictions of the way up to ask for at once: more of them fill a GPU, and need its memory."""
 
     @property
     def kind(self) -> Kind:
         return "cycle" if self.method == "sde" else "ddib"
 
-    def config(self) -> TranslateConfig:
-        return TranslateConfig(
-            self.kind, self.t0, self.steps, self.order, 1.0 if self.guidance is None else self.guidance
-        )
+    def default_guidance(self) -> float:
+        return 1.0
 
     def check(self) -> None:
         super().check()
+        at_least(self, forward_batch=1)
         self.refuse(("mask",), "there is nothing to protect where nothing is edited")
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         images, prompts = images_of(jobs), [job.request.prompt for job in jobs]
-        results = reconstruct(pipe, images, prompts, self.config(), key=key)
+        results = reconstruct(pipe, images, prompts, self.config(), key=key, batch_size=self.forward_batch)
         found = []
         for image, latents, result in zip(images, np.asarray(encode(pipe, images)), results, strict=True):
             lost = float(np.linalg.norm(result.latents - latents) / np.linalg.norm(latents))
@@ -158,40 +225,6 @@ class ReconstructCommand(_Translate):
         super().write(job, result, place, model_sha256)
         lost, decibel = result.record["latents_lost"], result.record["psnr"]
         print(f"{job.name or job.image}: {lost:.2g} of the latents' length lost; picture: {decibel:.1f} dB")
-
-
-@dataclasses.dataclass(frozen=True)
-class InpaintCommand(EditCommand):
-    """Makes anew what is under the mask's white, and holds the rest."""
-
-    name = "inpaint"
-
-    method: Literal["sde", "ode"] = "sde"
-    """How it is solved."""
-    steps: int = 50
-    """Solver steps."""
-    order: Literal[1, 2] = 1
-    """Of the solver."""
-    guidance: float | None = None
-    """How much the prompt counts; by default 7.5, and 3 for nano."""
-
-    def config(self) -> InpaintConfig:
-        """Raises ValueError for settings that cannot be."""
-        return InpaintConfig(self.method, self.steps, self.order, guidance_of(self.model, self.guidance))
-
-    def check(self) -> None:
-        super().check()
-        self.config()
-
-    def check_job(self, job, factor) -> None:
-        super().check_job(job, factor)
-        if job.mask is None:
-            raise ValueError(f"{job.image} has no mask: give --mask; what is white in it is made anew")
-
-    def edited(self, pipe, jobs, key, told) -> list[EditResult]:
-        prompts, masks = [job.request.prompt for job in jobs], self.masks_of(jobs)
-        assert masks is not None
-        return inpaint(pipe, images_of(jobs), masks, prompts, self.config(), key=key)
 
 
 def images_of(jobs: Sequence[Ready]) -> np.ndarray:

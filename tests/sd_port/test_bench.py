@@ -126,6 +126,7 @@ def test_bundled_model_on_two_scenes(drawn, tmp_path, monkeypatch, capsys):
         assert same["change_inside"] == same["change_outside"] == right["rmse_to_truth"] == 0
         assert row["composited"]["change_outside"] == 0 < row["edit"]["change_outside"] < row["edit"]["change_inside"]
         assert same["image_fidelity"] == 1 > row["edit"]["image_fidelity"]
+        assert row["composited"]["fidelity_outside"] == 1 > row["edit"]["fidelity_outside"]
         # What has not moved is as far away as it was to be dragged; what has is there, to two feature pixels.
         assert abs(same["md"] - length) <= 4 and right["md"] <= 8 and right["m_md"] <= 8
         assert right["region_md"] <= 8 * 2**0.5 / SIZE < same["region_md"]
@@ -181,6 +182,28 @@ def test_what_is_there_is_not_dragged_again(tmp_path, dragged, monkeypatch):
         np.testing.assert_array_equal(read_image(out / name / PICTURE), read_image(again / name / PICTURE))
 
 
+def test_scores_are_kept(tmp_path, dragged, monkeypatch, capsys):
+    """Called again, nothing is judged again; another picture is, and so is everything by other judges."""
+    folder, out, judged = small_set(tmp_path / "set", 2), tmp_path / "out", []
+
+    def told(networks, item, *rest):
+        judged.append(item.name)
+        return score.scores(networks, item, *rest)
+
+    monkeypatch.setattr(bench, "scores", told)
+    BenchCommand(folder=folder, out=out).run()
+    before = json.loads((out / "scores.json").read_text())["scores"]
+    BenchCommand(folder=folder, out=out).run()
+    assert judged == ["a", "b"] and json.loads((out / "scores.json").read_text())["scores"] == before
+    (out / "a" / "scores.json").write_text("{")
+    (out / "b" / PICTURE).unlink()
+    (out / "b" / "scores.json").write_text(json.dumps(json.loads((out / "b" / "scores.json").read_text()) | {"of": {}}))
+    BenchCommand(folder=folder, out=out).run()
+    assert judged == ["a", "b"] * 2 and json.loads((out / "scores.json").read_text())["scores"] == before
+    BenchCommand(folder=folder, out=out, composite=True).run()
+    assert judged == ["a", "b"] * 3
+
+
 def test_other_settings_need_another_folder(tmp_path, dragged):
     """Seed, settings, adapters, points, picture and mask; what was made stays."""
     folder, out = small_set(tmp_path / "set", 1), tmp_path / "out"
@@ -220,16 +243,21 @@ def test_noise_depends_on_the_name_alone(tmp_path, monkeypatch):
 
 
 def test_an_item_that_cannot_be_dragged_is_named_and_left_out(tmp_path, dragged, capsys):
-    folder = small_set(tmp_path / "set")
+    folder = small_set(tmp_path / "set", 5)
     for name, points in (("a", [[25, 8]] * 2), ("b", [[25, 8], [400, 8]])):
         request = {"source": points[:1], "target": points[1:], "prompt": ""}
         (folder / name / "prompt.json").write_text(json.dumps(request))
+    Image.new("L", (8000, 8000)).save(folder / "d" / "origin_image.png")  # its size is known before it is decoded
+    cut = (folder / "e" / "origin_image.png").read_bytes()
+    (folder / "e" / "origin_image.png").write_bytes(cut[: len(cut) // 2])
     BenchCommand(folder=folder, out=tmp_path / "out").run()
     said = capsys.readouterr().out
+    assert "left out: d: the picture is 8000 x 8000 pixels, which is too large" in said
+    assert f"left out: e: {folder / 'e' / 'origin_image.png'}: cannot be read" in said
     assert "left out: a: source and target are the same latent pixel" in said
     assert "left out: b: target [400, 8] is outside the picture" in said
     told = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert told["items"] == 1 and told["refused"].keys() == {"a", "b"} and len(dragged) == 1
+    assert told["items"] == 1 and told["refused"].keys() == {"a", "b", "d", "e"} and len(dragged) == 1
     with pytest.raises(ValueError, match="no item can be dragged; a: source and target"):
         BenchCommand(folder=folder, out=tmp_path / "other", limit=2).run()
 
@@ -241,6 +269,7 @@ def test_an_item_that_cannot_be_dragged_is_named_and_left_out(tmp_path, dragged,
         ({"folder": Path("."), "synthetic": True}, "give the folder of a benchmark, or --synthetic"),
         ({"folder": Path("none")}, "none: is not a folder"),
         ({"folder": Path(".")}, "holds no item"),
+        ({"folder": Path("."), "seed": 2**70}, "--seed 1180591620717411303424: must be a number of at most 63 bits"),
         ({"folder": Path("."), "limit": 0}, "--limit 0: must be at least 1"),
         ({"folder": Path("."), "steps": 0}, "steps = 0 cannot be"),
         ({"folder": Path("."), "alexnet": Path("a.pth")}, "--alexnet and --lpips: give both or neither"),

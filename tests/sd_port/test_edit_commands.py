@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from PIL import Image
 
 from sd_port.__main__ import main
 from sd_port.commands.replay import EDITS
-from sd_port.images import read_image, read_record, to_pil
+from sd_port.images import read_image, read_record, to_pil, write_png
 from sd_port.nano.scenes import draw, render
+from sd_port.pipeline import StableDiffusion
 
 DRAG = ("--source", "20", "40", "--target", "32", "40", "--steps", "3", "--t0", "0.3", "--radius", "2")
 ENOUGH = {
@@ -115,6 +118,98 @@ def folder_of_pictures() -> list[np.ndarray]:
     return images
 
 
+def full_disk(path, image, record) -> None:
+    """No file may grow beyond a hundred bytes while the picture is written, after its JSON file."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        write_png(path, image, record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def interrupted(path, image, record) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_could_not_be_written_does_not_stand_in_the_way(capsys, monkeypatch):
+    """A full disk and an interrupt leave neither file; a JSON file that a kill left alone is written again."""
+    edit = ("sdedit", "sea.png", *ENOUGH["sdedit"])
+    monkeypatch.setattr("sd_port.commands.edit.write_png", full_disk)
+    assert "File too large" in refused(capsys, *edit)
+    monkeypatch.setattr("sd_port.commands.edit.write_png", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(list(edit))
+    assert stop.value.code == 130 and sorted(os.listdir()) == ["mask.png", "sea.png"]
+    monkeypatch.setattr("sd_port.commands.edit.write_png", write_png)
+    main(list(edit))
+    whole = Path("edited.png").read_bytes()
+    os.remove("edited.png")
+    assert "edited.json exists already" in refused(capsys, *edit, "--seed", "1")
+    main(list(edit))
+    assert Path("edited.png").read_bytes() == whole
+
+
+def test_frames_that_cannot_be_written_take_the_picture_with_them(capsys, monkeypatch):
+    def fails(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sd_port.commands.drag.write_whole", fails)
+    assert "No space left" in refused(capsys, "drag", "sea.png", *DRAG, "--save-frames", "frames.gif")
+
+
+def test_settings_and_seed_from_a_file(capsys):
+    """They hold where options do not say otherwise, and make the same picture as the options would."""
+    config = {"t0": 0.3, "steps": 3, "guidance": 2.0}
+    Path("edit.json").write_text(json.dumps({"prompt": "a boat", "config": config, "seed": 5}))
+    main(["sdedit", "sea.png", "--edit", "edit.json"])
+    asked = ("sdedit", "sea.png", "--prompt", "a boat", "--t0", "0.3", "--steps", "3", "--guidance", "2")
+    main([*asked, "--seed", "5", "--out", "same.png"])
+    np.testing.assert_array_equal(read_image("same.png"), read_image("edited.png"))
+    assert read_record("edited.png")["config"]["t0"] == 0.3 and read_record("edited.png")["seed"] == 5
+    main(["sdedit", "sea.png", "--edit", "edit.json", "--seed", "6", "--out", "other.png"])
+    assert np.abs(read_image("other.png") - read_image("edited.png")).max() > 0.01
+    main(["sdedit", "sea.png", "--edit", "edited.json", "--out", "again.png"])  # an earlier result is such a file
+    np.testing.assert_array_equal(read_image("again.png"), read_image("edited.png"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"promt": ""}, "edit.json: has promt, which means nothing; it takes config, prompt, seed"),
+        ({"config": {"radius": 2}}, "edit.json: this edit has no setting radius"),
+        ({"config": {"steps": 2.5}}, "edit.json: steps = 2.5 cannot be: it is of the wrong kind"),
+        ({"config": {"t0": 2.0}}, "t0 = 2.0 cannot be"),
+        ({"config": {"kind": "ddib"}}, "--edit edit.json: is for ddib, and this is sdedit"),
+        ({"config": [1]}, 'edit.json: "config" must be a dictionary'),
+        ({"seed": "1"}, '"seed" a whole number'),
+        ({"seed": 2**70}, "must be a number of at most 63 bits"),
+    ],
+)
+def test_a_file_that_asks_for_what_is_not_there(capsys, content, said):
+    Path("edit.json").write_text(json.dumps(content))
+    assert said in refused(capsys, "sdedit", "sea.png", "--edit", "edit.json")
+
+
+def test_prompts_that_differ_nowhere_much(capsys):
+    """DiffEdit finds no place that stands out: it says so, and edits all of the picture."""
+    main(["diffedit", "sea.png", *ENOUGH["diffedit"], "--clip", "1e6", "--threshold", "0.9"])
+    assert "all of the picture is edited" in capsys.readouterr().err
+    main(["cycle", "sea.png", *ENOUGH["diffedit"], "--out", "whole.png"])  # which is this, with the same noise
+    np.testing.assert_allclose(read_image("whole.png"), read_image("edited.png"), atol=2 / 255)
+
+
+def test_replayed_elsewhere_and_by_others(capsys, monkeypatch):
+    """From any folder, as paths are recorded whole; another version of a package is told of."""
+    main(["sdedit", "sea.png", *ENOUGH["sdedit"]])
+    monkeypatch.setattr("sd_port.commands.replay.versions", lambda: {"jax": "0.0"})
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    main(["replay", "../edited.json"])
+    assert Path("replayed.png").is_file() and "and is 0.0: the picture may differ" in capsys.readouterr().err
+
+
 BATCH = ("sdedit", "--batch", "in", "--out", "done", "--batch-size", "2", *ENOUGH["sdedit"])
 
 
@@ -142,11 +237,24 @@ def test_a_folder_is_resumed(capsys, monkeypatch):
     assert {path.name: path.read_bytes() for path in Path("done").iterdir()} == first
     changed = {name for name in first if Path("done", name).stat().st_mtime_ns != times[name]}
     assert changed == {"2.png", "2.json"}
-    monkeypatch.setattr("sd_port.commands.edit.StableDiffusion.load", None)  # nothing to do: not even loaded
-    main(list(BATCH))
-    assert "made with other options" in refused(capsys, *BATCH, "--seed", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusion, "load", None)  # nothing to do: not even loaded
+        main(list(BATCH))
+        assert "made with other options" in refused(capsys, *BATCH, "--seed", "1")
+    os.remove("done/2.png")
+    monkeypatch.setattr(StableDiffusion, "digest", lambda self: "other")
+    assert "was made with other weights of nano" in refused(capsys, *BATCH)
+    assert not Path("done/2.png").exists()
     shutil.copy("in/1.png", "in/0.png")
     assert "done/0.png: what it was made of has changed" in refused(capsys, *BATCH)
+
+
+def test_a_cut_picture_in_a_folder_is_found_first(capsys):
+    """Its header can be read, so that only reading all of it tells; and nothing is begun."""
+    folder_of_pictures()
+    whole = Path("in/2.png").read_bytes()
+    Path("in/2.png").write_bytes(whole[: len(whole) // 2])
+    assert "in/2.png: cannot be read as an image" in refused(capsys, *BATCH)
 
 
 def folder_of_items() -> None:
@@ -168,7 +276,8 @@ def test_a_folder_of_drags(capsys):
     main(["replay", "done/b_1.json", "--out", "again.png"])
     np.testing.assert_array_equal(read_image("again.png"), read_image("done/b_1.png"))
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save("in/a_0/mask.png")
-    assert "the mask of in/a_0/origin_image.png has changed" in refused(capsys, "replay", "done/a_0.json")
+    said = refused(capsys, "replay", "done/a_0.json")
+    assert said.startswith("sd-edit: the mask of ") and "in/a_0/origin_image.png has changed" in said
 
 
 def test_nothing_is_begun_that_cannot_be_ended(capsys):
@@ -218,6 +327,18 @@ def test_nothing_is_begun_that_cannot_be_ended(capsys):
         (("drag", "--batch", "item", "--out", "done"), "is one item"),
         (("sdedit", "--batch", "twins", "--out", "done"), "several pictures called a"),
         (("cycle", "sea.png", "--t0", "0"), "t0 = 0"),
+        (("drag", "sea.png", "--edit", "far.json"), 'must be JSON like {"source"'),
+        (("sdedit", "sea.png", "--prompt", "a boat", "--steps", "3", "--guidance", "1e30"), "lower the guidance"),
+        (("lora", "sea.png", "--seed", str(2**70)), "must be a number of at most 63 bits"),
+        (("demo", "--seed", str(2**70)), "must be a number of at most 63 bits"),
+        (("generate", "a boat", "--seed", str(2**70)), "must be a number of at most 63 bits"),
+        (("lora", "huge.png"), "8000 x 8000 pixels, which is too large to edit at once"),
+        (("diffedit", "sea.png", "--draws", "0"), "--draws 0: must be at least 1"),
+        (("diffedit", "sea.png", "--mask-t", "0"), "--mask-t 0"),
+        (("diffedit", "sea.png", "--clip", "nan"), "--clip nan"),
+        (("cycle", "sea.png", "--source-guidance", "nan"), "source_guidance = nan"),
+        (("cycle", "sea.png", "--forward-batch", "0"), "--forward-batch 0: must be at least 1"),
+        (("inpaint", "sea.png", "--mask", "mask.png", "--steps", "2000"), "2000 steps"),
         (("lora", "sea.png", "--rank", "0"), "rank = 0"),
         (("lora", "sea.png", "--out", "lora.bin"), "must end in .safetensors"),
         (("lora", "sea.png", "--learning-rate", "1e30", "--steps", "20"), "lower the learning rate"),
@@ -233,6 +354,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(args, said, capsys):
         ("good.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
         ("flat.json", b'{"source": [[20, 40, 1], [2, 3, 4]], "target": [[32, 40]]}'),
         ("vast.json", b'{"source": [[1e400, 40]], "target": [[32, 40]]}'),
+        ("far.json", b'{"source": [[1e300, 40]], "target": [[32, 40]]}'),
         ("item/prompt.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
         ("twins/a.png", b""),
         ("twins/a.bmp", b""),

@@ -107,6 +107,11 @@ def test_interrupted_it_leaves_no_adapters(nano, pictures, error):
     assert not any(isinstance(module, LoRA) for _, module in nnx.iter_modules(nano.unet))
 
 
+def test_a_picture_that_is_too_large_is_not_encoded(nano):
+    with pytest.raises(ValueError, match="2000 x 2000 pixels, which is too large to edit at once"):
+        train_lora(nano, np.zeros((2000, 2000, 3), np.float32), PROMPT, CONFIG, key=jr.key(0))
+
+
 def test_a_loss_that_is_no_number_is_an_error(nano, pictures):
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train_lora(nano, pictures[0], PROMPT, LoRAConfig(steps=20, learning_rate=1e30), key=jr.key(0))
