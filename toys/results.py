@@ -8,8 +8,9 @@ from typing import NamedTuple
 class Row(NamedTuple):
     """A number with its standard error, beside the exact value where there is one.
 
-    error = 0: a number that is no estimate, and has to agree to the digits of `found`. exact = nan: none is known, or
-    none is claimed. `remark` says where else the number can be found, or what it shows.
+    error = 0: a number that is no estimate, and has to agree to the relative `tolerance`, by default the digits that
+    are printed. exact = nan: none is known, or none is claimed. `biased`: an estimate that is shown because it misses
+    the exact value. `remark` says where else the number can be found, or what it shows.
     """
 
     what: str
@@ -17,13 +18,15 @@ class Row(NamedTuple):
     error: float = 0.0
     exact: float = math.nan
     remark: str = ""
+    tolerance: float = 1e-4
+    biased: bool = False
 
     @property
     def agrees(self) -> bool:
-        """Within 4 standard errors of the exact value; true where there is none."""
-        if math.isnan(self.exact):
+        """Within 4 standard errors of the exact value, and its tolerance; true where there is none to agree with."""
+        if math.isnan(self.exact) or self.biased:
             return True
-        return bool(abs(self.found - self.exact) <= 4 * self.error + 1e-4 * abs(self.exact))
+        return bool(abs(self.found - self.exact) <= 4 * self.error + self.tolerance * abs(self.exact))
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -33,6 +36,18 @@ def table(rows: Iterable[Row]) -> str:
         error = f"{row.error:.1g}" if row.error else ""
         known = not math.isnan(row.exact)
         exact = f"{row.exact:.6g}" if known else ""
-        off = f"{(row.found - row.exact) / row.error:+.1f} errors" if known and row.error else ""
-        lines.append(f"| {row.what} | {row.found:.6g} | {error} | {exact} | {off} | {row.remark} |")
+        lines.append(
+            f"| {row.what} | {row.found:.6g} | {error} | {exact} | {_off(row) if known else ''} | {row.remark} |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def _off(row: Row) -> str:
+    """By how many errors; where there are none and not all digits are claimed, by what part of the exact value."""
+    if row.biased:
+        return "biased"
+    if row.error:
+        return f"{(row.found - row.exact) / row.error:+.1f} errors"
+    if row.exact and row.tolerance > Row._field_defaults["tolerance"]:
+        return f"{row.found / row.exact - 1:+.1%}"
+    return ""
