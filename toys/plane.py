@@ -6,20 +6,23 @@
 
 For the first two the law of x~_t0 is a mixture, so KL(p~_0 | p_0) in continuous time is exact: through the reverse
 kernel for the SDE, by Theorem 3.2 for the ODE. W2, finite steps and inpainting are measured on samples, beside two
-samples of data.
+samples of data. The right answer to inpainting is a mixture too, the second coordinate given the first.
 """
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
@@ -29,17 +32,21 @@ from theory.editing import Latent, edit
 from theory.mixtures import GaussianMixture, mixture, noise_fn
 from theory.schedules import LinearVP
 from theory.solve import time_grid
-from theory.solvers import DDIM
-from theory.types import PRNGKey, Time, Times
+from theory.solvers import DPMSolverPP2M, Heun
+from theory.types import PRNGKey, Solver, Time, Times
 from toys.results import Row
-from toys.style import INK, ODE, SAMPLERS, SDE, figure, styled
+from toys.style import ODE, SAMPLERS, SDE, figure, styled
 
 TITLE = "Editing in the plane: drag, translation, inpainting"
 SCHEDULE = LinearVP()
 SHIFT = (1.1, 0.6)  # of the drag, in data space
 END = 1e-3  # recorded paths stop above t = 0
 TASKS = ("drag", "translation", "inpainting")
-LATENTS: dict[str, Latent] = {"ODE": "invert", "SDE": "noise", "Cycle-SDE": "cycle"}
+METHODS: dict[str, tuple[Latent, Solver]] = {  # of second order: fifty steps do not blur what the samplers differ in
+    "ODE": ("invert", Heun(SCHEDULE)),
+    "SDE": ("noise", DPMSolverPP2M(SCHEDULE, 1.0)),
+    "Cycle-SDE": ("cycle", DPMSolverPP2M(SCHEDULE, 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Config:
 
     t0s: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
     steps: tuple[int, ...] = (5, 15, 50)
-    t0: float = 0.4
+    t0: float = 0.2
     samples: int = 20_000
     matched: int = 600
     checked: int = 1000
@@ -74,8 +81,12 @@ class Arrays(NamedTuple):
     w2: np.ndarray  # (3, 3, t0s)
     moved: np.ndarray  # (3, 3, t0s) root mean square distance from the point that was edited
     kl_steps: np.ndarray  # (3, 3, steps) at the default t0
+    kl_steps_error: np.ndarray  # (3, 3, steps)
     w2_steps: np.ndarray  # (3, 3, steps)
     floor: np.ndarray  # (3,) of a sample of the data itself: KL, its error, and W2 to another one
+    conditional: (
+        np.ndarray
+    )  # (3,) the same of draws of the second coordinate given the first: inpainting's right answer
     before: np.ndarray  # (3, samples, 2)
     after: np.ndarray  # (3, 3, samples, 2) at the default t0, the most steps
     x: np.ndarray  # (points,) both axes of `density`
@@ -106,14 +117,28 @@ def edited(task: str, sampler: str, x0: Array, ts: Times, key: PRNGKey) -> Float
     target, source = data(), other_data() if task == "translation" else data()
     eps, source_eps = noise_fn(target, SCHEDULE), noise_fn(source, SCHEDULE)
     edit_key, fill_key = jr.split(key)
-    solver = DDIM(SCHEDULE, 0.0 if sampler == "ODE" else 1.0)
+    latent, solver = METHODS[sampler]
     if task == "inpainting":
         # The lost coordinate starts from unit noise; the known one follows its own noised path.
         known, fill = x0 * jnp.array([[1.0, 0.0]]), jr.normal(fill_key, x0.shape)
         lost = jnp.array([[False, True]])
         return edit(solver, eps, eps, known, ts, edit_key, latent="noise", manipulate=lambda x: fill, mask=lost)
     shift = SCHEDULE.alpha(ts[0]) * jnp.array([SHIFT]) * (task == "drag")
-    return edit(solver, source_eps, eps, x0, ts, edit_key, latent=LATENTS[sampler], manipulate=lambda x: x + shift)
+    return edit(solver, source_eps, eps, x0, ts, edit_key, latent=latent, manipulate=lambda x: x + shift)
+
+
+@jax.jit
+def inpainted(x0: Float[Array, "n 2"], key: PRNGKey) -> Float[Array, "n 2"]:
+    """The points x0 with the second coordinate drawn anew given the first: Gaussian regression by component, exact."""
+    law = data()
+    C = law.covariances
+    slope = C[:, 1, 0] / C[:, 0, 0]
+    first = GaussianMixture(law.log_weights, law.means[:, :1], C[:, :1, 0], jnp.ones((len(slope), 1, 1)))
+    choose, draw = jr.split(key)
+    k = jr.categorical(choose, first.component_log_probs(x0[:, :1]), axis=0)
+    mean = law.means[k, 1] + slope[k] * (x0[:, 0] - law.means[k, 0])
+    std = jnp.sqrt(C[:, 1, 1] - slope * C[:, 0, 1])[k]
+    return jnp.stack([x0[:, 0], mean + std * jr.normal(draw, mean.shape)], axis=-1)
 
 
 class Plane(NamedTuple):
@@ -170,11 +195,16 @@ def _exact_kl(
         kl(jnp.exp(start.log_prob(before.points)), marginal.log_prob(before.points), before.area),
         kl(healed(after.points), target.log_prob(after.points), after.area),
     )
-    start_key, kernel_key = jr.split(key)
-    y = start.sample(start_key, (n,))
+    keys = jr.split(key, 3)
+    drawn_before, y = (start.sample(key, (n,)) for key in keys[:2])
     back = jax.vmap(lambda y, key: target.reverse_kernel(SCHEDULE, y, t0, jnp.zeros(())).sample(key))
-    drawn = back(y, jr.split(kernel_key, n))
-    log_ratios = jnp.stack([start.log_prob(y) - marginal.log_prob(y), jnp.log(healed(drawn)) - target.log_prob(drawn)])
+    drawn = back(y, jr.split(keys[2], n))
+    log_ratios = jnp.stack(
+        [
+            start.log_prob(drawn_before) - marginal.log_prob(drawn_before),
+            jnp.log(healed(drawn)) - target.log_prob(drawn),
+        ]
+    )
     return jnp.stack(exact), log_ratios.mean(axis=1), log_ratios.std(axis=1, ddof=1) / jnp.sqrt(n)
 
 
@@ -189,16 +219,20 @@ def start_of(task: str, t0: Time) -> GaussianMixture:
 def run(config: Config) -> Arrays:
     target, source = data(), other_data()
     x = jnp.linspace(-3.2, 3.2, config.points)
-    data_key, source_key, again_key, edit_key, check_key = jr.split(jr.key(config.seed), 5)
-    exact = [
-        [_exact_kl(start_of(task, t0), t0, x, check_key, config.checked) for t0 in map(jnp.asarray, config.t0s)]
-        for task in TASKS[:2]
-    ]
+    data_key, source_key, again_key, edit_key, check_key, fill_key = jr.split(jr.key(config.seed), 6)
+
+    def checked(i: int, k: int):
+        t0 = jnp.asarray(config.t0s[k])
+        key = jr.fold_in(check_key, i * len(config.t0s) + k)
+        return _exact_kl(start_of(TASKS[i], t0), t0, x, key, config.checked)
+
+    exact = [[checked(i, k) for k in range(len(config.t0s))] for i in range(2)]
     exact, log_ratio, log_ratio_error = np.transpose(np.array(exact), (2, 0, 3, 1))
     right, wrong, again = (
         law.sample(key, (config.samples,))
         for law, key in ((target, data_key), (source, source_key), (target, again_key))
     )
+    filled = inpainted(right, fill_key)
     before = {"drag": right, "translation": wrong, "inpainting": right}
     most = max(config.steps)
 
@@ -206,7 +240,7 @@ def run(config: Config) -> Arrays:
     def measured(task: str, sampler: str, t0: float, steps: int) -> tuple[np.ndarray, Array]:
         if task == "inpainting" and sampler == "Cycle-SDE":  # what is lost has no noise to record
             return np.full(4, np.nan), jnp.full_like(right, jnp.nan)
-        ts = time_grid(SCHEDULE, steps, start=t0, end=END)
+        ts = time_grid(SCHEDULE, steps, "log_snr", start=t0, end=END)
         y = edited(task, sampler, before[task], ts, edit_key)
         moved = jnp.sqrt(jnp.mean(jnp.sum((y - before[task]) ** 2, axis=-1)))
         return np.array([*_kl(y, target), _w2(y, again, config.matched), moved]), y
@@ -215,7 +249,7 @@ def run(config: Config) -> Arrays:
     by_steps = [[[measured(task, name, config.t0, n)[0] for n in config.steps] for name in SAMPLERS] for task in TASKS]
     after = [[np.asarray(measured(task, name, config.t0, most)[1]) for name in SAMPLERS] for task in TASKS]
     kl, kl_error, w2, moved = np.moveaxis(np.array(by_t0), -1, 0)
-    kl_steps, _, w2_steps, _ = np.moveaxis(np.array(by_steps), -1, 0)
+    kl_steps, kl_steps_error, w2_steps, _ = np.moveaxis(np.array(by_steps), -1, 0)
     square = jnp.stack(jnp.meshgrid(x, x), axis=-1)
     return Arrays(
         t0s=np.array(config.t0s),
@@ -229,8 +263,10 @@ def run(config: Config) -> Arrays:
         w2=w2,
         moved=moved,
         kl_steps=kl_steps,
+        kl_steps_error=kl_steps_error,
         w2_steps=w2_steps,
         floor=np.array([*_kl(right, target), _w2(right, again, config.matched)]),
+        conditional=np.array([*_kl(filled, target), _w2(filled, again, config.matched)]),
         before=np.stack([before[task] for task in TASKS]),
         after=np.array(after),
         x=np.asarray(x),
@@ -267,6 +303,9 @@ def rows(arrays: Arrays) -> list[Row]:
             f"{TASKS[i]}, t0 = {arrays.t0s[k]:g}, {('ODE', 'SDE')[j]}, continuous time: mean log-ratio over exact draws"
         )
         found.append(Row(what, float(arrays.log_ratio[i, j, k]), float(arrays.log_ratio_error[i, j, k]), exact))
+    kl, error, w2 = arrays.conditional
+    what = "inpainting, the second coordinate drawn given the first: KL"
+    found.append(Row(what, kl, error, 0.0, f"W2 {w2:.3f}; what inpainting should be"))
     for i, task in enumerate(TASKS):
         for j, name in enumerate(SAMPLERS):
             if np.isnan(arrays.kl[i, j, 0]):
@@ -277,56 +316,74 @@ def rows(arrays: Arrays) -> list[Row]:
                     remark += f"; {arrays.exact[i, min(j, 1), k]:.4f} without the error of the steps"
                 what = f"{task}, t0 = {t0:g}, {name}: KL, {arrays.steps[-1]} steps"
                 found.append(Row(what, arrays.kl[i, j, k], arrays.kl_error[i, j, k], remark=remark))
-            for k, n in enumerate(arrays.steps):
+            for k, n in enumerate(arrays.steps[:-1]):
                 what = f"{task}, t0 = {arrays.t0:g}, {name}: KL, {n} steps"
-                found.append(Row(what, arrays.kl_steps[i, j, k], remark=f"W2 {arrays.w2_steps[i, j, k]:.3f}"))
+                remark = f"W2 {arrays.w2_steps[i, j, k]:.3f}"
+                found.append(Row(what, arrays.kl_steps[i, j, k], arrays.kl_steps_error[i, j, k], remark=remark))
     return found
 
 
 @styled
 def plot(arrays: Arrays) -> Figure:
-    made = figure(4.0)
-    grid = made.add_gridspec(3, 6, width_ratios=[1, 1, 1, 1, 1.1, 1.1])
+    made = figure(4.5)
+    grid = made.add_gridspec(3, 6, width_ratios=[1, 1, 1, 1, 1.25, 1.25])
     levels = arrays.density.max() * np.array([0.02, 0.15, 0.5])
+    here = int(np.argmin(np.abs(arrays.t0s - arrays.t0)))
     for i, task in enumerate(TASKS):
         clouds = {"before": arrays.before[i], **dict(zip(SAMPLERS, arrays.after[i], strict=True))}
         for j, (name, points) in enumerate(clouds.items()):
             axis = made.add_subplot(grid[i, j])
+            colour = SAMPLERS.get(name, "black")
             if np.isnan(points[0, 0]):
-                axis.text(
-                    0.5, 0.5, "nothing\nto record", ha="center", va="center", transform=axis.transAxes, fontsize=7
-                )
+                axis.text(0.5, 0.5, "nothing\nto record", ha="center", va="center", transform=axis.transAxes)
             else:
                 reach = (arrays.x[0], arrays.x[-1])
                 counts = np.histogram2d(points[:, 1], points[:, 0], 90, (reach, reach))[0]
-                colour = SAMPLERS.get(name, "black")
                 shades = LinearSegmentedColormap.from_list(name, ["white", colour])
-                axis.imshow(counts**0.5, origin="lower", extent=(*reach, *reach), cmap=shades)
+                axis.imshow(counts**0.4, origin="lower", extent=(*reach, *reach), cmap=shades)
                 axis.contour(arrays.x, arrays.x, arrays.density, levels, colors="0.5", linewidths=0.4)
+                if j:
+                    value = arrays.kl[i, j - 1, here] if i == 2 else arrays.exact[i, min(j - 1, 1), here]
+                    axis.set_xlabel(f"KL {value:.2g}", color=colour, fontsize=8, fontweight="bold", labelpad=1)
             axis.set(xticks=[], yticks=[], xlim=(-2.7, 2.7), ylim=(-2.7, 2.7), aspect="equal")
             axis.spines[:].set_visible(False)
             if i == 0:
-                axis.set_title(name)
+                axis.set_title(name if j == 0 else f"{name}, t₀ = {arrays.t0:g}", fontsize=8)
             if j == 0:
                 axis.set_ylabel(task, fontsize=9, fontweight="bold")
-        kl, steps = made.add_subplot(grid[i, 4]), made.add_subplot(grid[i, 5])
-        for j, (name, colour) in enumerate(SAMPLERS.items()):
-            kl.plot(arrays.t0s, arrays.kl[i, j], color=colour, marker="o", ms=2, lw=0 if i < 2 else 1, label=name)
-            steps.plot(arrays.steps, arrays.w2_steps[i, j], color=colour, marker="o", ms=2, lw=1)
-        if i < 2:
-            kl.plot(arrays.t0s, arrays.exact[i, 0], color=ODE, lw=1)
-            kl.plot(arrays.t0s, arrays.exact[i, 1], color=SDE, lw=1)
-            kl.plot([], [], color=INK, lw=1, label="exact")
-        steps.axhline(arrays.floor[2], color="0.5", ls=":", lw=0.9)
-        kl.set(yscale="log", ylim=(3e-3, 20))
-        steps.set(xscale="log", ylim=(0, None))
-        steps.set_xticks(arrays.steps, [f"{n:g}" for n in arrays.steps])
-        steps.set_xticks([], minor=True)
-        if i == 0:
-            kl.set_title("KL to the data")
-            steps.set_title("W2 to the data")
-            kl.legend(fontsize=5.5, handlelength=1.2, borderpad=0, labelspacing=0.2)
-        if i == 2:
-            kl.set_xlabel("t0")
-            steps.set_xlabel("steps")
+        _curves(arrays, i, made.add_subplot(grid[i, 4]), made.add_subplot(grid[i, 5]))
+    handles = [Line2D([], [], color=c, marker="o", ms=3, lw=0, label=f"{n}, sampled") for n, c in SAMPLERS.items()]
+    handles += [
+        Line2D([], [], color=ODE, lw=1.2, label="ODE, exact"),
+        Line2D([], [], color=SDE, lw=1.2, label="SDE = Cycle-SDE, exact"),
+        Patch(color="0.9", label="estimate not told from 0"),
+    ]
+    made.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=6.5, handlelength=1.5, columnspacing=1.2)
     return made
+
+
+def _curves(arrays: Arrays, i: int, by_t0: Axes, by_steps: Axes) -> None:
+    """KL of a task against t0, and at the t0 of the fields against the number of steps."""
+    for j, colour in enumerate(SAMPLERS.values()):
+        line: Any = {"ms": 2.5, "color": colour, "elinewidth": 0.7}
+        by_t0.errorbar(arrays.t0s, arrays.kl[i, j], 2 * arrays.kl_error[i, j], fmt="o", **line)
+        by_steps.errorbar(arrays.steps, arrays.kl_steps[i, j], 2 * arrays.kl_steps_error[i, j], fmt="o-", lw=1, **line)
+    here = int(np.argmin(np.abs(arrays.t0s - arrays.t0)))
+    for j, colour in enumerate((ODE, SDE)) if i < 2 else ():
+        by_t0.plot(arrays.t0s, arrays.exact[i, j], color=colour, lw=1.2)
+        by_steps.axhline(arrays.exact[i, j, here], color=colour, lw=0.9, ls=":")
+    for axis in (by_t0, by_steps):
+        if i < 2:
+            axis.axhspan(1e-9, 4 * arrays.floor[1], color="0.9", lw=0)
+            axis.set(yscale="log", ylim=(2e-3, 9))
+        else:
+            axis.set(ylim=(0, 1.15 * np.nanmax(arrays.kl_steps[i])))
+    by_steps.set(xscale="log")
+    by_steps.set_xticks(arrays.steps, [f"{n:g}" for n in arrays.steps])
+    by_steps.set_xticks([], minor=True)
+    if i == 0:
+        by_t0.set_title("KL to the data, nats")
+        by_steps.set_title(f"the same, t₀ = {arrays.t0:g}")
+    if i == 2:
+        by_t0.set_xlabel("t₀")
+        by_steps.set_xlabel("steps")
