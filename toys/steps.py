@@ -21,15 +21,20 @@ from theory.gaussians import Offset, cycle_edited, inexact_score
 from theory.mixtures import noise_fn
 from theory.problems import Problem
 from theory.processes import forward_path, transition
-from theory.solve import invert, record, replay, sample, time_grid
+from theory.solve import Spacing, invert, record, replay, sample, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 from theory.theorems import end_offset, to_start
 from theory.types import Schedule, Solver, Times
 from toys.results import Row
-from toys.style import CYCLE, ODE, OTHERS, SDE, figure, letter, styled
+from toys.style import CYCLE, INK, ODE, OTHERS, SDE, figure, letter, styled
 
 TITLE = "Finitely many steps: orders, floors and reconstruction"
-END = 1e-3  # where second-order solvers and recorded paths stop
+END = 1e-3  # where every curve stops: recorded paths and log_snr grids have to, above t = 0
+LEVELS = (0.0, 0.5, 1.0)  # eta of the DDIM chains
+LIMIT = 0.02  # KL off by O(1/N²) from its limit, with a constant of some hundreds: a small number beside a large start
+ORDER = 0.01  # the next order is still seen at some hundred steps
+# KL to the data at t = 0 on uniform grids, computed apart from this package: (eta, steps).
+GOLDEN = {(1.0, 10): 0.238835, (1.0, 100): 0.0103335, (0.0, 10): 0.785192, (0.0, 100): 0.427626}
 
 
 def solvers(schedule: Schedule) -> dict[str, tuple[Solver, int]]:
@@ -55,9 +60,13 @@ class Config:
     points: int = 2000
     seed: int = 0
 
+    def __post_init__(self):
+        if len(self.steps) < 2 or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps must be two or more numbers that increase: orders are slopes; got {self.steps}")
+
     @classmethod
     def tiny(cls) -> "Config":
-        return cls((5, 10, 50, 100), (5,), (10,), 200)
+        return cls((5, 10, 100, 400, 800), (5,), (10,), 200)
 
 
 class Arrays(NamedTuple):
@@ -65,11 +74,12 @@ class Arrays(NamedTuple):
 
     steps: np.ndarray  # (steps,)
     from_right: np.ndarray  # (solvers, steps) from the right marginal: discretisation alone
-    from_wrong: np.ndarray  # (3, steps) from the wrong start, eta = 0, 1/2, 1
+    from_wrong: np.ndarray  # (3, steps) from the wrong start, DDIM with eta as in LEVELS
     limits: np.ndarray  # (3,) the same in continuous time
+    uniform: np.ndarray  # (3, steps) as from_wrong, on uniform grids to t = 0
     cycle_steps: np.ndarray  # (cycles,)
     cycle: np.ndarray  # (cycles,) Cycle-SDE from the wrong start
-    cycle_limit: np.ndarray  # () the SDE in continuous time, at the same end
+    second: np.ndarray  # (steps,) the SDE from the wrong start by a method of second order, DPM++ 2M SDE
     restart: np.ndarray  # (2, steps) one and two Restart cycles, Heun
     restart_limits: np.ndarray  # (2,) in continuous time
     reconstruction_steps: np.ndarray  # (reconstructions,)
@@ -79,35 +89,30 @@ class Arrays(NamedTuple):
 def run(config: Config) -> Arrays:
     g = gaussian_problem()
     right, wrong = (Moments(law.means[0], law.covariances[0]) for law in (g.marginal(g.t0), g.start))
-    grids, to_data = (_grids(g.schedule, config.steps, end) for end in (END, 0.0))
-    from_right = [_end_kl(solver, g, right, grids) for solver, _ in solvers(g.schedule).values()]
-    levels = (0.0, 0.5, 1.0)
-    from_wrong = [_end_kl(DDIM(g.schedule, eta), g, wrong, to_data) for eta in levels]
-    zero, end = jnp.zeros(()), jnp.array(END)
-    # K exact cycles contract as lam² = K does: noise up and the ODE down have the adjoint of the SDE's kernel.
-    limits = [
-        [inexact_score(g, end, cycles**0.5).kl() for cycles in (1, 2)],
-        [inexact_score(g, zero, lam).kl() for lam in levels],
-    ]
+    grids = _grids(g.schedule, config.steps, "log_snr", END)
+    uniform = _grids(g.schedule, config.steps, "uniform", 0.0)
+    end = jnp.array(END)
     reconstruction = [_reconstruction(n, config.points, config.seed) for n in config.reconstruction_steps]
     return Arrays(
         steps=np.array(config.steps),
-        from_right=np.stack(from_right),
-        from_wrong=np.stack(from_wrong),
-        limits=np.array(limits[1]),
+        from_right=np.stack([_end_kl(solver, g, right, grids) for solver, _ in solvers(g.schedule).values()]),
+        from_wrong=np.stack([_end_kl(DDIM(g.schedule, eta), g, wrong, grids) for eta in LEVELS]),
+        limits=np.array([inexact_score(g, end, lam).kl() for lam in LEVELS]),
+        uniform=np.stack([_end_kl(DDIM(g.schedule, eta), g, wrong, uniform) for eta in LEVELS]),
         cycle_steps=np.array(config.cycle_steps),
         cycle=np.array([_cycle_kl(g, n) for n in config.cycle_steps]),
-        cycle_limit=np.asarray(inexact_score(g, end, 1.0).kl()),
+        second=np.asarray(_end_kl(DPMSolverPP2M(g.schedule, 1.0), g, wrong, grids)),
         restart=np.stack([_restart_kl(g, wrong, grids, cycles) for cycles in (1, 2)]),
-        restart_limits=np.array(limits[0]),
+        # K exact cycles contract as lam² = K does: noise up and the ODE down have the adjoint of the SDE's kernel.
+        restart_limits=np.array([inexact_score(g, end, cycles**0.5).kl() for cycles in (1, 2)]),
         reconstruction_steps=np.array(config.reconstruction_steps),
         reconstruction=np.stack(reconstruction, axis=-1),
     )
 
 
-def _grids(schedule: Schedule, steps: tuple[int, ...], end: float) -> Float[Array, "grids times"]:
-    """Uniform grids, all filled up to the length of the longest."""
-    grids = [np.asarray(time_grid(schedule, n, end=end)) for n in steps]
+def _grids(schedule: Schedule, steps: tuple[int, ...], spacing: Spacing, end: float) -> Float[Array, "grids times"]:
+    """Grids of these numbers of steps, all filled up to the length of the longest."""
+    grids = [np.asarray(time_grid(schedule, n, spacing, end=end)) for n in steps]
     return jnp.array([np.pad(ts, (0, max(steps) + 1 - len(ts)), mode="edge") for ts in grids])
 
 
@@ -172,79 +177,95 @@ def _errors(p: Problem, x0, ts: Times, key):
 
 
 def rows(arrays: Arrays) -> list[Row]:
-    found = [
-        Row("wrong start, 10 steps of DDIM, η = 1: KL to the data", _at(arrays, 1.0, 10), exact=0.238835),
-        Row("the same, 100 steps", _at(arrays, 1.0, 100), exact=0.0103334),
-        Row("wrong start, 10 steps of DDIM, η = 0", _at(arrays, 0.0, 10), exact=0.785192),
-        Row("the same, 100 steps", _at(arrays, 0.0, 100), exact=0.427626),
-    ]
+    found = []
+    for (eta, n), exact in GOLDEN.items():
+        if n in arrays.steps:
+            value = float(arrays.uniform[LEVELS.index(eta), list(arrays.steps).index(n)])
+            found.append(Row(f"wrong start, {n} uniform steps of DDIM, η = {eta:g}, to t = 0: KL", value, exact=exact))
+    sde = float(arrays.limits[LEVELS.index(1.0)])
     for n, value in zip(arrays.cycle_steps, arrays.cycle, strict=True):
-        limit = float(arrays.cycle_limit)
-        found.append(Row(f"wrong start, {n} steps of Cycle-SDE", value, exact=limit, remark="that of the exact SDE"))
-    names = solvers(gaussian_problem().schedule)
-    for (name, (_, order)), curve in zip(names.items(), arrays.from_right, strict=True):
-        # KL is quadratic in the error of the moments.
-        slope = -np.polyfit(np.log(arrays.steps[-2:]), np.log(curve[-2:]), 1)[0] / 2
-        found.append(Row(f"measured order, {name}", slope, remark=f"{order} in theory"))
-    for cycles, curve, limit in zip((1, 2), arrays.restart, arrays.restart_limits, strict=True):
+        what = f"wrong start, {n} steps of Cycle-SDE, to t = {END:g}: KL"
+        found.append(Row(what, value, exact=sde, remark="that of the SDE in continuous time"))
+    most = arrays.steps[-1]
+    for eta, curve, limit in zip(LEVELS, arrays.from_wrong, arrays.limits, strict=True):
+        remark = f"{limit:.4g} in the limit of many steps"
         found.append(
-            Row(
-                f"{cycles} Restart cycles, {arrays.steps[-1]} steps",
-                curve[-1],
-                remark=f"{limit:.3g} in the limit of many steps",
-            )
+            Row(f"wrong start, {most} steps of DDIM, η = {eta:g}, to t = {END:g}: KL", curve[-1], remark=remark)
         )
-    for j, kind in enumerate(("float32", "float64")):
-        for i, name in enumerate(("Cycle-SDE", "ODE inversion")):
-            worst = arrays.reconstruction[i, j].max()
-            found.append(
-                Row(f"largest reconstruction error, {name}, {kind}", worst, remark="over all numbers of steps")
-            )
+    limit = "the limit of many steps"
+    what = f"wrong start, {most} steps of DPM++ 2M SDE, to t = {END:g}: KL"
+    found.append(Row(what, arrays.second[-1], exact=sde, remark=limit, tolerance=LIMIT))
+    for cycles, curve, exact in zip((1, 2), arrays.restart, arrays.restart_limits, strict=True):
+        what = f"wrong start, {cycles} Restart cycle{'s' if cycles > 1 else ''}, {most} steps of Heun each way: KL"
+        found.append(Row(what, curve[-1], exact=float(exact), remark=limit, tolerance=LIMIT))
+    for (name, (_, order)), slope in zip(
+        solvers(gaussian_problem().schedule).items(), measured_orders(arrays), strict=True
+    ):
+        found.append(Row(f"measured order, {name}", slope, exact=order, remark="in theory", tolerance=ORDER))
+    for j, (kind, dtype) in enumerate((("float32", np.float32), ("float64", np.float64))):
+        # One rounding a step, which add up as a random walk does.
+        rounding = float(np.finfo(dtype).eps) * float(arrays.reconstruction_steps.max()) ** 0.5
+        cycle, inversion = arrays.reconstruction[:, j].max(-1)
+        what = f"largest reconstruction error over all numbers of steps, {kind}"
+        found.append(Row(f"{what}: Cycle-SDE", cycle, rounding, 0.0, "its error is one of rounding"))
+        found.append(Row(f"{what}: ODE inversion", inversion, remark="not one of precision"))
     return found
 
 
-def _at(arrays: Arrays, eta: float, steps: int) -> float:
-    return float(arrays.from_wrong[(0.0, 0.5, 1.0).index(eta), list(arrays.steps).index(steps)])
+def measured_orders(arrays: Arrays) -> np.ndarray:
+    """(solvers,) the slopes between the two largest numbers of steps; KL is quadratic in the error of the moments."""
+    return -np.diff(np.log(arrays.from_right[:, -2:]))[:, 0] / np.diff(np.log(arrays.steps[-2:])) / 2
 
 
 @styled
 def plot(arrays: Arrays) -> Figure:
-    made = figure(5.0)
-    axes = made.subplots(2, 2)
-    orders, floors, restarts, errors = axes.ravel()
-    colours = (ODE, OTHERS[0], SDE, OTHERS[1], OTHERS[3], ODE, SDE)
-    styles = ("-", "-", "-", "-", "-", "--", "--")
-    names = solvers(gaussian_problem().schedule)
-    for name, curve, colour, style in zip(names, arrays.from_right, colours, styles, strict=True):
-        evaluations = arrays.steps * (2 if name == "Heun" else 1)
-        orders.plot(evaluations, curve, color=colour, ls=style, marker="o", ms=2, label=name)
-    orders.set(ylabel="KL to the data, nats", xlabel="network evaluations", title="from the right law: orders 1 and 2")
-
-    for curve, limit, name, colour in zip(
-        arrays.from_wrong, arrays.limits, ("ODE", "η = ½", "SDE"), (ODE, OTHERS[0], SDE), strict=True
+    made = figure(4.9)
+    axes = made.subplots(2, 3).ravel()
+    first, second, floors, restarts, errors, blank = axes
+    colours = (ODE, OTHERS[0], SDE, OTHERS[1], ODE, OTHERS[0], SDE)
+    for (name, (_, order)), curve, colour in zip(
+        solvers(gaussian_problem().schedule).items(), arrays.from_right, colours, strict=True
     ):
-        floors.plot(arrays.steps, curve, color=colour, marker="o", ms=2, label=name)
-        floors.axhline(limit, color=colour, ls=":", lw=0.9)
-    floors.plot(arrays.cycle_steps, arrays.cycle, color=CYCLE, marker="s", label="Cycle-SDE")
-    floors.set(ylabel="KL to the data, nats", xlabel="steps", title="from a wrong law: floors (dotted: N → ∞)")
+        evaluations = arrays.steps * (2 if name == "Heun" else 1)
+        (first, second)[order - 1].plot(evaluations, curve, color=colour, marker="o", ms=2.5, label=name)
+    limits = (min(arrays.from_right.min(), 1e-8) / 2, 10 * arrays.from_right.max())
+    for axis, order in ((first, 1), (second, 2)):
+        axis.set(ylim=limits, xlabel="network evaluations", title=f"from the right law: order {order}")
 
-    restarts.plot(arrays.steps, arrays.from_wrong[2], color=SDE, marker="o", ms=2, label="SDE, DDIM η = 1")
-    for cycles, curve, colour in zip((1, 2), arrays.restart, (OTHERS[3], OTHERS[1]), strict=True):
-        restarts.plot(
-            (1 + cycles) * 2 * arrays.steps, curve, color=colour, marker="o", ms=2, label=f"Restart × {cycles}, Heun"
-        )
-    restarts.set(ylabel="KL to the data, nats", xlabel="network evaluations", title="Restart against the SDE")
+    names = ("DDIM, η = 0 (ODE)", "DDIM, η = ½", "DDIM, η = 1 (SDE)")
+    for curve, limit, name, colour in zip(arrays.from_wrong, arrays.limits, names, (ODE, OTHERS[0], SDE), strict=True):
+        floors.plot(arrays.steps, curve, color=colour, marker="o", ms=2.5, label=name)
+        floors.axhline(limit, color=colour, ls=":", lw=0.9)
+    floors.plot(arrays.cycle_steps, arrays.cycle, color=CYCLE, marker="s", ms=3.5, label="Cycle-SDE")
+    floors.plot([], [], color=INK, ls=":", lw=0.9, label="limit N → ∞")
+    floors.set(xlabel="steps", title="from a wrong law: floors")
+
+    restarts.plot(arrays.steps, arrays.second, color=SDE, marker="o", ms=2.5, label="SDE, DPM++ 2M")
+    for cycles, curve, limit, colour in zip(
+        (1, 2), arrays.restart, arrays.restart_limits, (OTHERS[3], OTHERS[1]), strict=True
+    ):
+        evaluations = (1 + cycles) * 2 * arrays.steps
+        restarts.plot(evaluations, curve, color=colour, marker="o", ms=2.5, label=f"Restart × {cycles}, Heun")
+        restarts.axhline(limit, color=colour, ls=":", lw=0.9)
+    restarts.set(xlabel="network evaluations", title="Restart against the SDE")
 
     for i, (name, colour) in enumerate((("Cycle-SDE", CYCLE), ("ODE inversion", ODE))):
         for j, (kind, style) in enumerate((("float32", "--"), ("float64", "-"))):
             curve = arrays.reconstruction[i, j]
-            errors.plot(
-                arrays.reconstruction_steps, curve, style, color=colour, marker="o", ms=2, label=f"{name}, {kind}"
-            )
-    errors.set(ylabel="largest error of x₀", xlabel="steps", title="an unedited point, there and back")
-    for axis in axes.ravel():
+            label = f"{name}, {kind}"
+            errors.plot(arrays.reconstruction_steps, curve, style, color=colour, marker="o", ms=2.5, label=label)
+    errors.set(ylabel="largest error of x₀", xlabel="steps", title="unedited, there and back")
+    for axis in axes[:4]:
+        axis.set_ylabel(f"KL at t = {END:g}, nats")
+    for axis in axes[:5]:
         axis.set(xscale="log", yscale="log")
-        axis.legend(fontsize=6)
-    errors.legend(fontsize=6, loc="center left", bbox_to_anchor=(0, 0.38))
-    letter(list(axes.ravel()))
+    for axis in (first, second, restarts):
+        axis.legend(fontsize=6.5, handlelength=1.5, loc="best")
+    blank.axis("off")
+    for axis, place, name in ((floors, 0.75, "c"), (errors, 0.3, "e")):
+        handles = axis.get_legend_handles_labels()
+        words = {"fontsize": 6.5, "title": name, "title_fontproperties": {"weight": "bold"}, "alignment": "left"}
+        blank.add_artist(blank.legend(*handles, loc="center left", bbox_to_anchor=(0, place), **words))
+    blank.get_legend().remove()  # the last is there as an artist too
+    letter(list(axes[:5]))
     return made
