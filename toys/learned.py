@@ -11,7 +11,7 @@ noise. The trade-off is that of Cao et al. 2023 (arXiv 2306.02063) and Schaeffer
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.integrate import cumulative_simpson
 
 from theory.checks import paper_problem
+from theory.contraction import contraction_curve
 from theory.fokker_planck import inexact_curve, inexact_flow
 from theory.problems import InexactCurve, Problem
 from theory.processes import marginal
@@ -55,6 +57,10 @@ class Config:
     steps: int = 500
     seed: int = 0
 
+    def __post_init__(self):
+        if self.levels[:1] != (0.0,) or 1.0 not in self.levels:
+            raise ValueError(f"levels must begin with 0, the ODE, and have 1, the SDE, among them, got {self.levels}")
+
     @classmethod
     def tiny(cls) -> "Config":
         return cls(32, 256, 4e-3, (300, 900), (0.0, 1.0, 2.0), 41, 200, 1000, 100)
@@ -72,7 +78,10 @@ class Arrays(NamedTuple):
     fisher: np.ndarray  # (2, trained, levels, times)
     error: np.ndarray  # (2, trained, levels, times) E[e . grad log h]
     upper: np.ndarray  # (2, trained, levels) weight of the upper mode at the end
-    exact: np.ndarray  # (levels,) KL of the wrong start with the exact score
+    exact: np.ndarray  # (levels,) KL of the wrong start with the exact score, by the same solver
+    exact_error: np.ndarray  # (levels,)
+    reference: np.ndarray  # (levels,) the same from the density ratio, without the solver: `contraction_curve`
+    reference_error: np.ndarray  # (levels,)
     score_error: np.ndarray  # (trained, times) E_p |e|²
     sampled: np.ndarray  # (2,) share of samples in the upper mode: wrong start, lam = 1, the last network; its error
 
@@ -160,11 +169,14 @@ def run(config: Config) -> Arrays:
     both = jax.tree.map(lambda *leaves: np.stack(leaves), *curves)
     learned = jax.tree.map(lambda leaf: leaf[:, :-1], both)
 
+    ends = jnp.array([1.0, END])
+    reference = [contraction_curve(p.target, p.start, p.schedule, ends, lam).kl for lam in config.levels]
+
     last = noise_fn(p, graph, jax.tree.map(lambda leaf: leaf[-1], weights))
     grid = time_grid(p.schedule, config.steps, end=END)
     x = p.start.sample(jr.key(config.seed + 2), (config.samples,))
-    ends = sample(DDIM(p.schedule, 1.0), last, x, grid, jr.key(config.seed + 3))
-    share = float(jnp.mean(ends > 0))
+    sampled = sample(DDIM(p.schedule, 1.0), last, x, grid, jr.key(config.seed + 3))
+    share = float(jnp.mean(sampled > 0))
     return Arrays(
         trained=np.array(config.trained),
         levels=np.asarray(levels),
@@ -176,6 +188,9 @@ def run(config: Config) -> Arrays:
         error=learned.error.value,
         upper=learned.mode_weights[..., -1, int(np.argmax(p.target.means[:, 0]))],
         exact=both.kl.value[1, -1, :, -1],
+        exact_error=both.kl.error[1, -1, :, -1],
+        reference=np.array([estimate.value[-1] for estimate in reference]),
+        reference_error=np.array([estimate.error[-1] for estimate in reference]),
         score_error=np.asarray(_score_errors(p, networks, ts))[:-1],
         sampled=np.array([share, np.sqrt(share * (1 - share) / config.samples)]),
     )
@@ -238,63 +253,81 @@ def rows(arrays: Arrays) -> list[Row]:
             "exact: the solved law",
         )
     ]
+    for k, level in enumerate(arrays.levels):
+        what = f"KL at t = {END:g} from a wrong start, exact score, λ = {level:g}"
+        error = float(arrays.exact_error[k] + arrays.reference_error[k])
+        remark = "by the equation for the law; exact: by that for the density ratio"
+        found.append(Row(what, arrays.exact[k], error, float(arrays.reference[k]), remark))
     for i, start in enumerate(STARTS):
         for j, trained in enumerate(arrays.trained):
             best = int(arrays.kl[i, j, :, -1].argmin())
             for k in sorted({0, one, best}):
                 mark = ", the best" if k == best else ""
-                what = f"KL at the end from {start}, {trained} training steps, λ = {arrays.levels[k]:g}{mark}"
+                what = f"KL at t = {END:g} from {start}, {trained} training steps, λ = {arrays.levels[k]:g}{mark}"
                 remark = f"± {arrays.kl_error[i, j, k]:.1g}, the solver's own estimate"
                 found.append(Row(what, arrays.kl[i, j, k, -1], remark=remark))
     removed, added = terms(arrays, 1, -1, one)
-    found.append(Row("the last network, wrong start, λ = 1: what noise removes", removed[-1]))
-    found.append(Row("and what the error adds", added[-1]))
-    what = "the two terms less the change of KL, over the larger, at worst"
-    found.append(Row(what, float(imbalance(arrays).max()), remark="all starts, networks and levels; Simpson's rule"))
+    drop = float(arrays.kl[1, -1, one, 0] - arrays.kl[1, -1, one, -1])
+    remark = f"{removed[-1]:.6g} less {added[-1]:.6g}; exact: by how much KL falls"
+    what = "the last network, wrong start, λ = 1: what noise removes less what the error adds"
+    found.append(Row(what, removed[-1] - added[-1], float(arrays.kl_error[1, -1, one]), drop, remark))
+    worst = float(imbalance(arrays).max())
+    what = "the same over all starts, networks and levels: off by at most this part of the largest term"
+    found.append(Row(what, worst, remark="Simpson's rule; the error is steep near the data"))
     return found
 
 
 @styled
 def plot(arrays: Arrays) -> Figure:
-    made = figure(4.6)
-    axes = made.subplots(2, 2)
-    shades = matplotlib.colormaps["Blues"](np.linspace(0.35, 1, len(arrays.trained)))
-    for i, (axis, start) in enumerate(zip(axes[0], STARTS, strict=True)):
-        for j, (trained, shade) in enumerate(zip(arrays.trained, shades, strict=True)):
+    made = figure(5.0)
+    axes = made.subplots(2, 2).ravel()
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(arrays.trained)))
+    for i, (axis, start) in enumerate(zip(axes[:2], STARTS, strict=True)):
+        for j, shade in enumerate(shades):
             curve = arrays.kl[i, j, :, -1]
-            axis.plot(arrays.levels, curve, color=shade, marker="o", ms=2, label=f"{trained} training steps")
+            axis.plot(arrays.levels, curve, color=shade, marker="o", ms=2.5)
             best = int(curve.argmin())
-            axis.plot(arrays.levels[best], curve[best], "o", mfc="none", mec=ODE, ms=7)
-        axis.set(
-            yscale="log", xlabel="noise level λ (0 ODE, 1 SDE)", ylabel="KL to the data, nats", title=f"from {start}"
-        )
-    axes[0, 1].plot(arrays.levels, arrays.exact, color="black", ls=":", label="exact score")
-    axes[0, 1].set_ylim(np.abs(arrays.kl[1, ..., -1]).min() / 3, None)
-    axes[0, 0].plot([], [], "o", mfc="none", mec=ODE, ms=7, label="best")
-    for axis in axes[0]:
-        axis.set_ylim(None, 30 * axis.get_ylim()[1])  # room for the names
-        axis.legend(fontsize=6, loc="upper right")
+            axis.plot(arrays.levels[best], curve[best], "o", mfc="none", mec=ODE, ms=8)
+        axis.set(yscale="log", xlabel="noise level λ (0 ODE, 1 SDE)", title=f"from {start}")
+        axis.set_ylabel(f"KL at t = {END:g}, nats")
+    axes[1].plot(arrays.levels, arrays.reference, color="black", ls=":")
+    axes[1].set_ylim(arrays.kl[1, ..., -1].min() / 3, 2 * arrays.kl[1, ..., -1].max())
 
-    balance, growth = axes[1]
-    one = int(np.flatnonzero(arrays.levels == 1)[0])
-    removed, added = terms(arrays, 1, -1, one)
-    change = arrays.kl[1, -1, one] - arrays.kl[1, -1, one, 0]
-    balance.plot(arrays.ts, -removed, color=SDE, label="noise removes: -λ²/2 ∫g² I")
-    balance.plot(arrays.ts, added, color=ODE, label="error adds: (1+λ²)/2 ∫g² E[e·∇log h]")
-    balance.plot(arrays.ts, added - removed, color=INK, lw=2.5, alpha=0.4, label="sum of the two")
-    balance.plot(arrays.ts, change, color="black", ls=":", label="KL less that at t = 1")
-    balance.set(xlim=(1, 0), xlabel="time t", ylabel="nats", title="term by term, λ = 1, wrong start")
-    for k, colour in zip((0, one, len(arrays.levels) - 1), (ODE, SDE, OTHERS[0]), strict=True):
+    balance, growth = axes[2:]
+    for i, style in enumerate(("--", "-")):
+        removed, added = np.array(
+            [[parts[-1] for parts in terms(arrays, i, -1, k)] for k in range(len(arrays.levels))]
+        ).T
+        balance.plot(arrays.levels, removed, style, color=SDE, marker="o", ms=2.5)
+        balance.plot(arrays.levels, added, style, color=ODE, marker="o", ms=2.5)
+    ends = [parts[-1] for parts in terms(arrays, 1, -1, len(arrays.levels) - 1)]
+    for words, colour, value, left, up in (
+        ("noise removes", SDE, ends[0], -12, 0),
+        ("the error adds", ODE, ends[1], -4, -12),
+    ):
+        place: Any = {"xytext": (left, up), "textcoords": "offset points", "ha": "right", "va": "center"}
+        balance.annotate(words, (arrays.levels[-1], value), color=colour, fontweight="bold", **place)
+    balance.set(xlabel="noise level λ", ylabel="nats, from t = 1 on", title="the two terms, the last network")
+    for k, colour in zip((0, int(np.flatnonzero(arrays.levels == 1)[0]), -1), (ODE, SDE, OTHERS[0]), strict=True):
         for i, style in enumerate(("--", "-")):
-            label = f"λ = {arrays.levels[k]:g}, {STARTS[i]}"
-            growth.plot(arrays.trained, arrays.kl[i, :, k, -1], style, color=colour, marker="o", ms=2, label=label)
-    growth.set(
-        xscale="log", yscale="log", xlabel="training steps", ylabel="KL to the data, nats", title="while it learns"
-    )
-    growth.set_ylim(None, 300 * arrays.kl[:, :, 0, -1].max())  # room for six names
+            growth.plot(arrays.trained, arrays.kl[i, :, k, -1], style, color=colour, marker="o", ms=2.5)
+        at = (arrays.trained[-1], arrays.kl[1, -1, k, -1])
+        words = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": colour}
+        growth.annotate(f"λ = {arrays.levels[k]:g}", at, **words)
+    growth.set(xscale="log", yscale="log", xlabel="training steps", title="while it learns")
+    growth.set_ylabel(f"KL at t = {END:g}, nats")
     growth.set_xticks(arrays.trained, [f"{n:g}" for n in arrays.trained])
     growth.set_xticks([], minor=True)
-    balance.legend(fontsize=6)
-    growth.legend(fontsize=6, ncols=2, loc="upper right")
-    letter(list(axes.ravel()))
+    handles = [
+        Line2D([], [], color=c, marker="o", ms=3, label=f"{n} training steps")
+        for n, c in zip(arrays.trained, shades, strict=True)
+    ]
+    handles += [
+        Line2D([], [], color=ODE, marker="o", mfc="none", ms=8, lw=0, label="best λ"),
+        Line2D([], [], color="black", ls=":", label="exact score"),
+        Line2D([], [], color=INK, ls="--", label="c, d: right start"),
+        Line2D([], [], color=INK, ls="-", label="c, d: wrong start"),
+    ]
+    made.legend(handles=handles, loc="outside lower center", ncols=4)
+    letter(list(axes))
     return made
