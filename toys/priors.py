@@ -15,6 +15,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from theory import line
 from theory.checks import paper_problem
@@ -27,7 +29,7 @@ from theory.solve import record, replay, sample, time_grid, unit_noise
 from theory.solvers import DDIM
 from theory.types import PRNGKey, Time
 from toys.results import Row
-from toys.style import SAMPLERS, TEXT_WIDTH, figure, styled
+from toys.style import INK, SAMPLERS, TEXT_WIDTH, figure, styled
 
 TITLE = "A wrong prior: the ODE keeps the error, the SDE forgets it"
 NAMES = ("p_T, the right one", "N(½, ½²)", "two modes", "uniform")
@@ -36,11 +38,11 @@ PUBLISHED = {("N(½, ½²)", "ODE"): 0.846, ("N(½, ½²)", "SDE"): 0.542}  # me
 
 @dataclass(frozen=True)
 class Config:
-    """How many samples, over how many steps; the figure shows `paths` of them."""
+    """How many samples, over how many steps; the figure shows `paths` of them, at equal quantiles of p_T."""
 
     samples: int = 20_000
     steps: int = 400
-    paths: int = 7
+    paths: int = 8
     points: int = 241
     times: int = 61
     seed: int = 0
@@ -111,7 +113,9 @@ def run(config: Config) -> Arrays:
     drawn = _draw(problem, path_ts, config.samples, jr.key(config.seed))
     reached = line.tails(law, drawn.path[0, :, 0])
     edited = jnp.stack([prior.quantile(reached) for prior in starts])
-    found = [_sample(problem, path_ts, start[:, None], drawn, config.paths) for start in edited]
+    ranks = (config.samples * (np.arange(config.paths) + 0.5) / config.paths).astype(int)
+    shown = jnp.argsort(drawn.path[0, :, 0])[ranks]
+    found = [_sample(problem, path_ts, start[:, None], drawn, shown) for start in edited]
     ends, paths = (jnp.stack(parts, axis=1) for parts in zip(*found, strict=True))
     data = jnp.exp(problem.target.log_prob(x[:, None]))
     density = jnp.stack([ode, sde, sde])  # Theorem 3.3: Cycle-SDE has the SDE's marginals
@@ -136,9 +140,9 @@ def _draw(problem: Problem, ts, n: int, key) -> Drawn:
     return Drawn(path, record(DDIM(problem.schedule, 1.0), eps_fn, path[:-1], ts[:-1]), noise_key)
 
 
-@partial(jax.jit, static_argnums=4)
-def _sample(problem: Problem, ts, start, drawn: Drawn, paths: int):
-    """The ends, (3, n), and the first paths, (3, times, paths), of the three samplers from one start."""
+@jax.jit
+def _sample(problem: Problem, ts, start, drawn: Drawn, shown):
+    """The ends, (3, n), and the paths that are shown, (3, times, paths), of the three samplers from one start."""
     eps_fn = noise_fn(problem.target, problem.schedule)
     ode, sde = DDIM(problem.schedule, 0.0), DDIM(problem.schedule, 1.0)
     fresh = unit_noise(drawn.key, start, ts)
@@ -149,7 +153,7 @@ def _sample(problem: Problem, ts, start, drawn: Drawn, paths: int):
         replay(sde, eps_fn, start, ts, fresh),
         jnp.concatenate([cycled, last[None]]),
     ]
-    return jnp.stack([path[-1, :, 0] for path in whole]), jnp.stack([path[:, :paths, 0] for path in whole])
+    return jnp.stack([path[-1, :, 0] for path in whole]), jnp.stack([path[:, shown, 0] for path in whole])
 
 
 @jax.jit
@@ -198,9 +202,9 @@ def rows(arrays: Arrays) -> list[Row]:
 @styled
 def plot(arrays: Arrays) -> Figure:
     """A row for each sampler, a column for each start: exact law in grey, sample paths, and both ends."""
-    made = figure(5.4, TEXT_WIDTH)
+    made = figure(5.6, TEXT_WIDTH)
     rows_, columns = arrays.ends.shape[:2]
-    grid = made.add_gridspec(rows_, 3 * columns, width_ratios=[1, 3.2, 1.3] * columns, wspace=0.0)
+    grid = made.add_gridspec(rows_, 3 * columns, width_ratios=[1, 3.2, 1.5] * columns, wspace=0.0)
     bins = np.linspace(arrays.x[0], arrays.x[-1], 61)
     for i, (sampler, colour) in enumerate(SAMPLERS.items()):
         for j, name in enumerate(NAMES):
@@ -218,17 +222,29 @@ def plot(arrays: Arrays) -> Figure:
                 axis.plot(exact, arrays.x, color=colour, lw=1)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
-            right.plot(arrays.data, arrays.x, color="black", lw=0.6, ls=(0, (2, 2)))
+            right.plot(arrays.data, arrays.x, color="black", lw=0.7, ls=(0, (2, 2)))
             left.invert_xaxis()
             for axis in (left, middle, right):
                 axis.set_ylim(arrays.x[0], arrays.x[-1])
             share = arrays.upper[i, j]
-            right.text(0.98, 0.99, f"{share:.0%}", transform=right.transAxes, ha="right", va="top", fontsize=7)
-            right.text(0.98, 0.01, f"{1 - share:.0%}", transform=right.transAxes, ha="right", va="bottom", fontsize=7)
+            for weight, y, va in ((share, 1.0, "top"), (1 - share, 0.0, "bottom")):
+                words = {"ha": "right", "va": va, "fontsize": 9, "fontweight": "bold", "color": colour}
+                right.text(1.0, y, f"{weight:.0%}", transform=right.transAxes, **words)
             if i == 0:
                 middle.set_title(f"from {name}")
             if i == rows_ - 1:
                 middle.set_xlabel("time t")
             if j == 0:
-                left.set_ylabel(sampler, color=colour, fontweight="bold", fontsize=9)
+                left.set_ylabel(f"{sampler}\n", color=colour, fontweight="bold", fontsize=9)
+                left.set_yticks([-2, 0, 2])
+                left.tick_params(length=0, pad=1)
+                left.text(-0.42, 0.82, "x", transform=left.transAxes, ha="right", va="center", fontsize=8)
+    handles = [
+        Line2D([], [], color="black", lw=0.8, ls=(0, (2, 2)), label="data"),
+        Patch(color="0.6", label="exact law on the way"),
+        Line2D([], [], color=INK, lw=1, label="exact law at the ends"),
+        Patch(color=INK, alpha=0.35, lw=0, label="samples"),
+        Line2D([], [], color=INK, lw=0.6, label="eight paths, from equal quantiles"),
+    ]
+    made.legend(handles=handles, loc="outside lower center", ncols=5)
     return made

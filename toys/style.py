@@ -14,7 +14,7 @@ P = ParamSpec("P")
 ODE, SDE, CYCLE = "#D55E00", "#0072B2", "#009E73"
 SAMPLERS = {"ODE": ODE, "SDE": SDE, "Cycle-SDE": CYCLE}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-DATA, INK = "0.82", "0.35"
+INK = "0.35"
 TEXT_WIDTH = 7.0  # inches: a page with both columns
 
 STYLE: Any = {
