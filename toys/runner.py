@@ -95,7 +95,7 @@ def show(suite: Suite) -> None:
 
 
 def run(suite: Suite, options: Options) -> None:
-    """Makes what the options ask for, and prints where the numbers are. Raises OSError where it cannot write."""
+    """Makes what the options ask for, and prints where it is. Raises OSError where it cannot write."""
     names = [name for name in suite.names if name in options.only]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -106,7 +106,9 @@ def run(suite: Suite, options: Options) -> None:
                 draw(suite, name, options, made())
                 progress.advance(task)
     _write_results(suite, options)
-    print(options.out / "results.md")
+    shown = "png" if "png" in options.format else options.format[0]  # one of each: the others lie beside it
+    for path in (*(f"{name}.{shown}" for name in names), "results.md"):
+        print(options.out / path)
 
 
 @contextmanager
