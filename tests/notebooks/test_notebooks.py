@@ -64,7 +64,21 @@ def test_it_tells_and_does_not_define(path):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.end_lineno is not None and node.end_lineno - node.lineno < 10
     assert "## Exercises" in notebook.cells[-1].source
-    assert "pip" in notebook.cells[1].source  # how to install it on a hosted notebook
+
+
+@every
+def test_it_installs_from_the_checkout(path):
+    """From the folder above, where the project lies; never by a name from an index, which is another's."""
+    cell = nbformat.read(path, as_version=4).cells[1].source
+    assert '"install --quiet .."' in cell and 'find_spec("theory.solvers")' in cell
+    assert (path.parents[1] / "pyproject.toml").exists()
+
+
+@every
+def test_it_displays_an_equation(path):
+    """On a line of its own, between pairs of dollars."""
+    words = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    assert words.count("$$") >= 2 and words.count("$$") % 2 == 0
 
 
 @pytest.mark.filterwarnings("ignore")
