@@ -348,7 +348,7 @@ def plot(arrays: Arrays) -> Figure:
             axis.set(xticks=[], yticks=[], xlim=(-2.7, 2.7), ylim=(-2.7, 2.7), aspect="equal")
             axis.spines[:].set_visible(False)
             if i == 0:
-                axis.set_title(name if j == 0 else f"{name}, t₀ = {arrays.t0:g}", fontsize=8)
+                axis.set_title(name)
             if j == 0:
                 axis.set_ylabel(task, fontsize=9, fontweight="bold")
         _curves(arrays, i, made.add_subplot(grid[i, 4]), made.add_subplot(grid[i, 5]))
@@ -383,7 +383,7 @@ def _curves(arrays: Arrays, i: int, by_t0: Axes, by_steps: Axes) -> None:
     by_steps.set_xticks([], minor=True)
     if i == 0:
         by_t0.set_title("KL to the data, nats")
-        by_steps.set_title(f"the same, t₀ = {arrays.t0:g}")
+        by_steps.set_title(f"at the fields' t₀ = {arrays.t0:g}")
     if i == 2:
         by_t0.set_xlabel("t₀")
         by_steps.set_xlabel("steps")
