@@ -301,11 +301,8 @@ def plot(arrays: Arrays) -> Figure:
         balance.plot(arrays.levels, removed, style, color=SDE, marker="o", ms=2.5)
         balance.plot(arrays.levels, added, style, color=ODE, marker="o", ms=2.5)
     ends = [parts[-1] for parts in terms(arrays, 1, -1, len(arrays.levels) - 1)]
-    for words, colour, value, left, up in (
-        ("noise removes", SDE, ends[0], -12, 0),
-        ("the error adds", ODE, ends[1], -4, -12),
-    ):
-        place: Any = {"xytext": (left, up), "textcoords": "offset points", "ha": "right", "va": "center"}
+    for words, colour, value in zip(("noise\nremoves", "the error\nadds"), (SDE, ODE), ends, strict=True):
+        place: Any = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
         balance.annotate(words, (arrays.levels[-1], value), color=colour, fontweight="bold", **place)
     balance.set(xlabel="noise level λ", ylabel="nats, from t = 1 on", title="the two terms, the last network")
     for k, colour in zip((0, int(np.flatnonzero(arrays.levels == 1)[0]), -1), (ODE, SDE, OTHERS[0]), strict=True):
