@@ -158,7 +158,7 @@ def test_a_mask_that_does_not_hold_at_the_first_time():
 
     def shifted(d):
         given = {"latent": "invert", "mask": mask, "mask_latent": False}
-        move = jnp.array([0.0, d])
+        move = jnp.array([[0.0, d]])
         return edit(DDIM(SCHEDULE), eps, eps, X0, ts, KEY, manipulate=lambda x: x + move, **given)
 
     np.testing.assert_array_equal(shifted(1.0)[:, 1], X0[:, 1])

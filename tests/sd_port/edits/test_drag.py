@@ -352,10 +352,6 @@ def test_bad_input_is_named(change, said):
         bad(**change)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [("t0", 0.0), ("t0", 1.0), ("steps", 1), ("step_size", 0.0), ("radius", 0), ("beta", 1.5), ("alpha", np.nan)],
-)
 def test_points_are_rounded_to_the_nearest_pixel():
     np.testing.assert_array_equal(check_points([[3.6, 7.4], [-0.4, 9]], (20, 20), "source"), [[4, 7], [0, 9]])
 
@@ -382,6 +378,10 @@ def test_a_model_for_inpainting_is_refused():
         translate(nine, pictures()[:1], [""], [""], TranslateConfig(), key=jr.key(0))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("t0", 0.0), ("t0", 1.0), ("steps", 1), ("step_size", 0.0), ("radius", 0), ("beta", 1.5), ("alpha", np.nan)],
+)
 def test_bad_settings_are_named(setting, value):
     with pytest.raises(ValueError, match=f"{setting} = "):
         DragConfig(**{setting: value})
