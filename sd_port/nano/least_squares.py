@@ -113,7 +113,7 @@ def improve(u, image, steps, movable: Bool[Array, " parameters"]):
 
         def moved(damping):
             damped = hessian + jnp.diag(damping * jnp.diag(hessian) + FLOOR)
-            return jnp.clip(u - jnp.linalg.solve(damped, gradient), 0, 1)
+            return jnp.clip(u - _solved(damped, gradient), 0, 1)
 
         tries = jax.vmap(moved)(jnp.array(DAMPINGS, jnp.float32))
         pictures = jax.vmap(draw)(tries)
@@ -123,3 +123,17 @@ def improve(u, image, steps, movable: Bool[Array, " parameters"]):
         return jnp.where(better, tries[best], u), jnp.where(better, pictures[best], picture)
 
     return jax.lax.fori_loop(0, steps, step, (u, jnp.zeros_like(image)))
+
+
+def _solved(matrix: Float[Array, "n n"], right: Vector) -> Vector:
+    """x of matrix x = right for a positive definite matrix, by Gauss and Jordan's elimination.
+
+    LAPACK's batches are slower for matrices as small as these, and where two devices are one CPU's cores each may wait
+    for the other's thread forever.
+    """
+
+    def eliminate(i, rows):
+        row = rows[i] / rows[i, i]
+        return (rows - rows[:, i, None] * row[None]).at[i].set(row)
+
+    return jax.lax.fori_loop(0, len(right), eliminate, jnp.column_stack([matrix, right]))[:, -1]
