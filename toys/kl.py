@@ -211,10 +211,10 @@ def plot(arrays: Arrays) -> Figure:
         main = width > 1
         words = {"color": colour, "fontweight": "bold"} if main else {"color": "0.3"}
         _name(left, name, curve[-1], 0 if main else 1, **words)
-    bounds = ((arrays.log_sobolev, ":", "log-Sobolev bound"), (arrays.singular_value, "--", "sharp χ² bound"))
-    for bound, style, name in bounds:
+    bounds = ((arrays.log_sobolev, ":", "log-Sobolev bound", -5), (arrays.singular_value, "--", "sharp χ² bound", 5))
+    for bound, style, name, up in bounds:
         left.plot(arrays.ts, bound, style, color=BOUND, lw=1.1)
-        _name(left, name, bound[-1], -5, color=BOUND)
+        _name(left, name, bound[-1], up, color=BOUND)
     right.plot(arrays.ts, arrays.sde, color=SDE)
     _name(right, "exact", arrays.sde[-1], -6, color=SDE, fontweight="bold")
     for i, (name, colour, marker) in enumerate(zip(ESTIMATORS, ESTIMATED, "os^Dv", strict=True)):

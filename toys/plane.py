@@ -383,7 +383,7 @@ def _curves(arrays: Arrays, i: int, by_t0: Axes, by_steps: Axes) -> None:
     by_steps.set_xticks([], minor=True)
     if i == 0:
         by_t0.set_title("KL to the data, nats")
-        by_steps.set_title(f"at the fields' t₀ = {arrays.t0:g}")
+        by_steps.set_title(f"at t₀ = {arrays.t0:g}")
     if i == 2:
         by_t0.set_xlabel("t₀")
         by_steps.set_xlabel("steps")
