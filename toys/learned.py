@@ -305,11 +305,12 @@ def plot(arrays: Arrays) -> Figure:
         place: Any = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
         balance.annotate(words, (arrays.levels[-1], value), color=colour, fontweight="bold", **place)
     balance.set(xlabel="noise level λ", ylabel="nats, from t = 1 on", title="the two terms, the last network")
-    for k, colour in zip((0, int(np.flatnonzero(arrays.levels == 1)[0]), -1), (ODE, SDE, OTHERS[0]), strict=True):
+    shown = ((0, ODE, 0), (int(np.flatnonzero(arrays.levels == 1)[0]), SDE, -4), (-1, OTHERS[0], 4))
+    for k, colour, up in shown:
         for i, style in enumerate(("--", "-")):
             growth.plot(arrays.trained, arrays.kl[i, :, k, -1], style, color=colour, marker="o", ms=2.5)
         at = (arrays.trained[-1], arrays.kl[1, -1, k, -1])
-        words = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": colour}
+        words = {"xytext": (5, up), "textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": colour}
         growth.annotate(f"λ = {arrays.levels[k]:g}", at, **words)
     growth.set(xscale="log", yscale="log", xlabel="training steps", title="while it learns")
     growth.set_ylabel(f"KL at t = {END:g}, nats")
