@@ -203,8 +203,8 @@ def rows(arrays: Arrays) -> list[Row]:
     ):
         found.append(Row(f"measured order, {name}", slope, exact=order, remark="in theory", tolerance=ORDER))
     for j, (kind, dtype) in enumerate((("float32", np.float32), ("float64", np.float64))):
-        # One rounding a step, which add up as a random walk does.
-        rounding = float(np.finfo(dtype).eps) * float(arrays.reconstruction_steps.max()) ** 0.5
+        # One rounding a step, of numbers up to 3, which add up as a random walk does.
+        rounding = 3 * float(np.finfo(dtype).eps) * float(arrays.reconstruction_steps.max()) ** 0.5
         cycle, inversion = arrays.reconstruction[:, j].max(-1)
         what = f"largest reconstruction error over all numbers of steps, {kind}"
         found.append(Row(f"{what}: Cycle-SDE", cycle, rounding, 0.0, "its error is one of rounding"))
