@@ -180,7 +180,7 @@ def run(config: Config) -> Arrays:
         ops = operations(m, config.alpha, config.beta, most)
         y = dragged(*METHODS[method], law, x, ops, jnp.asarray(m), ts, edit_key)
         values = (np.asarray(law.responsibilities(y)[target]), np.asarray(usual - law.log_prob(y)) / SIDE**2)
-        return [f(v) for v in values for f in (np.mean, lambda v: np.std(v, ddof=1) / len(v) ** 0.5)]
+        return [float(f(v)) for v in values for f in (np.mean, lambda v: np.std(v, ddof=1) / len(v) ** 0.5)]
 
     ends = (min(config.operations), most)
     found = np.array([[[judged(name, m, t0) for t0 in config.t0s] for m in ends] for name in METHODS])
