@@ -11,7 +11,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load_file
 
 from sd_port.nano import card, measure
-from sd_port.nano.measure import Sample, fresh, generated, judged, through_autoencoder
+from sd_port.nano.fresh import fresh, through_autoencoder
+from sd_port.nano.measure import generated
+from sd_port.nano.quality import COLOURS, PLACES, Sample, judged
 from sd_port.nano.read_out import read_out
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.hub import BUNDLED, resolve
@@ -85,6 +87,24 @@ def test_samples_are_scenes_and_follow_their_captions():
     assert found["claims_right"] > 0.8 and found["reflection_within_2_pixels"] > 0.7
     shuffled = Sample(sample.images, sample.captions[1:] + sample.captions[:1], sample.read)
     assert judged(shuffled, 1.0)["claims_right"] < found["claims_right"] - 0.1
+
+
+def test_the_figures_are_good_enough():
+    """The card's: a sharp autoencoder, a read-out that is right, and samples that are what was asked for."""
+    figures = json.loads((FOLDER / "figures.json").read_text())
+    autoencoder, samples = figures["autoencoder"], figures["samples"]
+    assert autoencoder["psnr"]["all"]["mean"] >= 38 and autoencoder["psnr"]["boat"]["mean"] >= 30
+    for pictures, far, share in (("original", "1/2", 0.99), ("reconstruction", "1", 0.97)):
+        read = autoencoder["read_out"][pictures]
+        assert min(read[place][f"within {far}"] for place in PLACES) >= share, pictures
+        assert min(read[name] for name in COLOURS) >= share, pictures
+    for method in ("ode", "sde"):
+        found = samples[method]
+        assert found["n"] >= 600 and found["residual_ratio"] <= 2 and found["claims_right"] >= 0.9
+        assert found["reflection_within_2_pixels"] >= 0.9
+        assert min(found["one_boat_where_said"], found["one_island_where_said"]) >= 0.95
+        assert all(0.8 <= ratio <= 1.2 for ratio in found["spread"].values())
+    assert figures["memory"]["samples"]["10%"] > 0.8 * figures["memory"]["fresh"]["10%"]
 
 
 def test_the_card_says_what_was_measured():
