@@ -1,5 +1,6 @@
 """Rows of results and files of results."""
 
+import dataclasses
 import json
 import math
 import re
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from toys import priors, store
+from toys.__main__ import EXPERIMENTS, experiment
 from toys.results import Row, table
 
 
@@ -89,3 +91,11 @@ def test_committed_headline_of_learned_scores():
     assert len(best) == 8 and min(best) > 0 and max(best) < max(levels)
     last = re.search(r"a wrong start, 6000 training steps, λ = 0 \| ([\d.]+)", text)
     assert last is not None and abs(float(last.group(1)) - 0.448) < 0.0448
+
+
+def test_committed_numbers_are_of_the_paper_size():
+    """Every experiment, with its present settings and no other: the line would say so if it had been made before."""
+    found = {name: config for name, config, _ in committed()}
+    assert tuple(found) == EXPERIMENTS
+    for name, config in found.items():
+        assert config == json.loads(json.dumps(dataclasses.asdict(experiment(name).Config()))), name
