@@ -83,6 +83,7 @@ def test_flops():
     assert unet_gpu.flops(UNetConfig.from_json(raw), 64, 77) == counter.get_total_flops()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' scheduler, of NumPy
 def test_drag(tmp_path, monkeypatch):
     """Ours returns what the torch loop returns, which asks the network as often as is said; or the script fails."""
     asked, forward = [], UNet2DConditionModel.forward
