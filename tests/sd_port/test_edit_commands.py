@@ -192,6 +192,7 @@ def test_a_file_that_asks_for_what_is_not_there(capsys, content, said):
     assert said in refused(capsys, "sdedit", "sea.png", "--edit", "edit.json")
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_prompts_that_differ_nowhere_much(capsys):
     """DiffEdit finds no place that stands out: it says so, and edits all of the picture."""
     main(["diffedit", "sea.png", *ENOUGH["diffedit"], "--clip", "1e6", "--threshold", "0.9"])
@@ -200,6 +201,7 @@ def test_prompts_that_differ_nowhere_much(capsys):
     np.testing.assert_allclose(read_image("whole.png"), read_image("edited.png"), atol=2 / 255)
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_replayed_elsewhere_and_by_others(capsys, monkeypatch):
     """From any folder, as paths are recorded whole; another version of a package is told of."""
     main(["sdedit", "sea.png", *ENOUGH["sdedit"]])
