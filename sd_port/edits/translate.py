@@ -39,6 +39,8 @@ from theory.schedules import DiscreteVP
 from theory.solve import time_grid
 from theory.types import NoiseFn, PRNGKey, Schedule, Solver, Times
 
+ROUNDING = 1e-5  # what two evaluations of a network on the same input may differ by: noise predictions are of size 1
+
 Kind = Literal["sdedit-ode", "sdedit", "ddib", "cycle"]
 
 LATENTS: dict[Kind, Latent] = {"sdedit-ode": "noise", "sdedit": "noise", "ddib": "invert", "cycle": "cycle"}
@@ -176,7 +178,7 @@ def difference_mask(
     x0 = encode(pipe, images)
     predictions = [guided(pipe, prompts, 1.0, lora_scale) for prompts in (source_prompts, target_prompts)]
     heat = np.asarray(_difference(pipe.schedule, *predictions, x0, jnp.float32(t), jr.split(key, draws)))
-    if not heat.mean(axis=(1, 2)).all():
+    if not (heat.mean(axis=(1, 2)) > ROUNDING).all():
         raise ValueError("the source prompt and the target prompt ask for the same: there is nothing to edit")
     heat = np.minimum(heat / (clip * heat.mean(axis=(1, 2), keepdims=True)), 1)
     factor, (height, width) = pipe.vae.config.factor, images.shape[1:3]
