@@ -200,7 +200,7 @@ def test_the_bundled_configs_are_read():
     assert longer.seed != config.seed and longer.denoiser.unet_config(16, 4) == config.denoiser.unet_config(16, 4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:the text has")  # in tokens of eight scenes' words
 def test_from_drawn_scenes_to_a_model(tmp_path, monkeypatch):
     """Without a folder of pictures it draws its own, as many as the config says, with four captions each."""
     monkeypatch.setattr(training, "keep_compilations", lambda: None)
