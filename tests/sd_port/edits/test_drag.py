@@ -123,6 +123,7 @@ def test_a_step_too_short_for_a_latent_pixel_is_no_operation(length):
     assert length <= len(half) <= length + 2 and all((here != there).any() for here, there in half)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' scheduler, of NumPy
 def test_the_published_timesteps():
     """Those of diffusers: 604 to 504 in steps of 5, and 500 to 5."""
     found = 1000 * DragConfig(compat="reference").grid(nano().schedule) - 1
