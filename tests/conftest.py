@@ -6,6 +6,11 @@ import hypothesis
 import jax
 import pytest
 
+from theory.compilations import compile_quickly
+
+# Most programs here run once, on little: what is saved in compiling them is four times what they lose in speed.
+compile_quickly()
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -234,7 +234,7 @@ def plot(arrays: Arrays) -> Figure:
     return made
 
 
-def _name(axis: Axes, name: str, value: float, up: float, **words: Any) -> None:
+def _name(axis: Axes, name: str, value: float, up: int, **words: Any) -> None:
     """Beside the right end of a curve, and so many points above it."""
     place: Any = {"xycoords": axis.get_yaxis_transform(), "xytext": (3, up), "textcoords": "offset points"}
     axis.annotate(name, (1, value), va="center", fontsize=6.5, annotation_clip=False, **place, **words)

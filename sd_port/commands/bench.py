@@ -37,6 +37,8 @@ class BenchCommand(DragOptions):
     """The folder for <item>/dragged_image.png, scores.csv and scores.json; made if it is not there."""
     synthetic: bool = False
     """Instead of a set: 100 scenes for the bundled model whose right answer is known, written to OUT/set."""
+    regions: bool = False
+    """Drags by the dense pairs of points that the repack makes of its regions, meta_data_region.pkl."""
     limit: int | None = None
     """Only the first so many items."""
     model: str = "nano"
@@ -97,7 +99,7 @@ class BenchCommand(DragOptions):
 
             folder = self.out / "set"
             write_set(folder)
-        return read_set(folder)[: self.limit]
+        return read_set(folder, regions=self.regions)[: self.limit]
 
     def picture(self, item: Item) -> Path:
         return self.out / item.name / PICTURE

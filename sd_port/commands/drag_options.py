@@ -53,6 +53,10 @@ class DragOptions:
     """Steps of training adapters on the picture first, with which more of it is kept; see sd-edit lora."""
     lora_rank: int = 16
     """The rank of these adapters."""
+    lora_learning_rate: float = 2e-4
+    """Of AdamW for these adapters; smaller models bear larger ones."""
+    lora_batch: int = 1
+    """Draws of noise and time in a step of it."""
 
     def config_on(self, model: str, brought: Mapping[str, Any] = NOTHING) -> DragConfig:
         """The preset, with what was said otherwise; what a file brings takes the place of a preset that is not given.
@@ -68,4 +72,4 @@ class DragOptions:
         return dataclasses.replace(PRESETS[preset], **{**(brought if self.preset is None else NOTHING), **given})
 
     def lora_config(self) -> LoRAConfig:
-        return LoRAConfig(rank=self.lora_rank, steps=self.lora_steps)
+        return LoRAConfig(self.lora_rank, self.lora_steps, self.lora_learning_rate, self.lora_batch)

@@ -69,7 +69,7 @@ def carry(noise: Noise, move: Move, radius: Int[Array, ""], key: PRNGKey) -> Noi
     """Recorded noise, (steps, batch, height, width, channels), goes with the patch at every step, and fresh noise takes
     its place: Eq. (12) with alpha = 1 and beta = 0, after which it is unit noise as before.
     """
-    keys, ones = jr.split(jr.fold_in(key, 1), len(noise)), jnp.ones(move.active.shape)
+    keys, ones = jr.split(jr.fold_in(key, 1), len(noise)), jnp.ones(move.active.shape, noise.dtype)
     each_step = jax.vmap(_paste_all, in_axes=(0, None, None, None, None, 0))
     return each_step(noise, move, ones, jnp.float32(0), radius, keys)
 

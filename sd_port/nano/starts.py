@@ -33,6 +33,8 @@ from sd_port.nano.scenes import (
 
 HALF = 32
 STARTS = 3  # combinations of island and boat that are given
+HORIZONS, SUN_XS = np.linspace(0.53, 0.61, 4, dtype=np.float32), np.linspace(0.1, 0.9, 21, dtype=np.float32)
+SHORE = 20  # the first row, at half size, below every horizon
 VEIL = 0.79  # what a cloud wider than the sky covers of it
 _PIXEL = (np.arange(HALF, dtype=np.float32) + 0.5) / HALF
 
@@ -57,8 +59,8 @@ def bank() -> Bank:
         return np.stack([np.ravel(g) for g in np.meshgrid(*axes, indexing="ij")], -1).astype(np.float32)
 
     horizon, x, high, radius, warmth = grid(
-        np.linspace(0.53, 0.61, 4),
-        np.linspace(0.1, 0.9, 21),
+        HORIZONS,
+        SUN_XS,
         np.linspace(0, 1, 8),
         list(_middles(SUN_SIZES).values()),
         list(SUNS.values()),
@@ -113,12 +115,21 @@ def bank() -> Bank:
 
 @jax.jit
 def suns(images, bank: Bank):
-    """The pictures at half size, and for each the best of the suns over an empty sea."""
+    """The pictures at half size, and for each the best of the suns over an empty sea, and of the reflections.
+
+    A sun is looked for in the sky and its reflection in the sea, as if they had nothing to do with each other.
+    """
 
     def one(image):
         small = image.reshape(HALF, 2, HALF, 2, 3).mean((1, 3))
-        losses = jax.vmap(loss, in_axes=(0, None))(bank.sun_pictures, small)
-        return small, to_units(jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], bank.suns))
+        all_losses = jax.vmap(loss, in_axes=(0, None))
+        sky = all_losses(bank.sun_pictures[:, :SHORE], small[:SHORE]) * SHORE
+        sea = all_losses(bank.sun_pictures[:, SHORE:], small[SHORE:]) * (HALF - SHORE)
+        sea = sea.reshape(len(HORIZONS), len(SUN_XS), -1)
+        best = jnp.argmin(sky.reshape(sea.shape) + sea.min(axis=1, keepdims=True))
+        horizon, _, rest = jnp.unravel_index(best, sea.shape)
+        sun = jax.tree.map(lambda leaf: leaf[best], bank.suns)
+        return small, to_units(sun._replace(reflection_x=jnp.asarray(SUN_XS)[jnp.argmin(sea[horizon, :, rest])]))
 
     return jax.lax.map(one, images)
 

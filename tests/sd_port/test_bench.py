@@ -23,6 +23,7 @@ from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.images import read_image
 from sd_port.lora import LoRAConfig
 from sd_port.metrics.dift import REGIONDRAG
+from tests.sd_port.test_dragbench import POINTS, drag_diffusion, meta
 from tests.sd_port.torch_lpips import write_weights
 from tests.tolerances import ROUNDING_32
 
@@ -294,12 +295,14 @@ def test_options_reach_the_drag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("DIR").mkdir()
     args = "DIR --preset paper --method ode --t0 auto --steps 9 --guidance 1 2 --alpha-first --beta 0"
-    args += " --lora-steps 2 --limit 4"
+    args += " --lora-steps 2 --lora-learning-rate 1e-3 --lora-batch 4 --limit 4 --regions"
     command = tyro.cli(BenchCommand, args=args.split(), config=(tyro.conf.FlagCreatePairsOff,))
     expected = DragConfig("ode", "auto", 9, alpha_first=True, beta=0.0, guidance=(1.0, 2.0))
     asked = command.check()
-    assert asked == Dragging(expected, LoRAConfig(rank=16, steps=2), 0, "float32")
+    assert asked == Dragging(expected, LoRAConfig(16, 2, 1e-3, 4), 0, "float32")
     assert command.folder == Path("DIR") and command.limit == 4
+    drag_diffusion(Path("DIR"), meta(points=POINTS * 5), file="meta_data_region.pkl")
+    assert [len(item.source) for item in command.read_items()] == [10]
     assert BenchCommand(folder=Path("DIR")).check() == Dragging(PRESETS["nano"], None, 0, "float32")
     assert BenchCommand(folder=Path("DIR"), model="other").check().config == PRESETS["paper"]
 

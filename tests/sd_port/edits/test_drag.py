@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from flax import nnx
 
 from sd_port.edits.canvas import check_points, encode, latent_mask
 from sd_port.edits.drag import Drag, drag, drag_many
@@ -20,6 +20,7 @@ from sd_port.edits.follow import Pursuit, begin, nearest
 from sd_port.edits.operation import Move, carry, copy_paste, operate
 from sd_port.edits.plan import plan, together
 from sd_port.edits.translate import TranslateConfig, translate
+from sd_port.models.unet import UNet
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.hub import BUNDLED
@@ -253,7 +254,7 @@ def test_overlapping_patches_have_noise_of_their_own():
     x = jr.normal(jr.key(0), (400, 9, 13, 4), "float32")
     source = jnp.array([[3, 4], [4, 4]])
     move = Move(source, source + jnp.array([[6, 0]]), jnp.array([True, True]))
-    settings = jnp.ones(2), jnp.float32(0.3), jnp.int32(2)
+    settings = jnp.ones(2, "float32"), jnp.float32(0.3), jnp.int32(2)
     found = jax.vmap(lambda x, key: copy_paste(x, move, *settings, key))(x, jr.split(jr.key(1), 400))
     assert abs(np.std(found[:, 2:6, 2:5]) - 1) < 0.02  # of 19,200 numbers, to four standard errors
 
@@ -372,7 +373,7 @@ def test_more_points_than_fit_without_compiling():
 
 
 def test_a_model_for_inpainting_is_refused():
-    nine = replace(nano(), unet=SimpleNamespace(config=SimpleNamespace(in_channels=9)))
+    nine = replace(nano(), unet=nnx.eval_shape(lambda: UNet(replace(nano().unet.config, in_channels=9), rngs=nnx.Rngs(0))))
     with pytest.raises(ValueError, match="drag: the UNet takes 9 channels: a model for inpainting"):
         drag(nine, pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
     with pytest.raises(ValueError, match="cycle: the UNet takes 9 channels"):

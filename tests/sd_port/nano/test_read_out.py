@@ -37,7 +37,7 @@ def case() -> Case:
     truth = truth._replace(
         boat_presence=present.at[ABSENT[0]].set(0),
         island_presence=present.at[ABSENT[1]].set(0),
-        reflection_x=truth.reflection_x.at[MOVED].add(jnp.where(truth.sun_x[MOVED] < 0.5, 0.25, -0.25)),
+        reflection_x=truth.reflection_x.at[MOVED].add(jnp.where(truth.sun_x[MOVED] < 0.5, 0.4, -0.4)),
     )
     images = np.array(paint(truth))
     # The second boat is well apart from the first, as seen from its own side of the picture.
