@@ -1,15 +1,14 @@
 """Strict numerics for every test: float64, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
+import os
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
-from theory.compilations import compile_quickly
-
-# Most programs here run once, on little: what is saved in compiling them is four times what they lose in speed.
-compile_quickly()
+# There is a worker for every core: more threads of torch's would wait for one another, which it does by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
