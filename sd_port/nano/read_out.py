@@ -72,8 +72,8 @@ def in_chunks(function: Callable[..., Tree], inputs) -> Tree:
 def _fit(images: Float[Array, "n 64 64 3"]) -> ReadOut:
     known = bank()
     small, us = suns(images, known)
-    us, _ = improve(us, small, ROUGH, ONLY_SUN)
-    begin = starts(us, small, known)
+    either = [improve(us[:, i], small, ROUGH, ONLY_SUN)[0] for i in range(us.shape[1])]
+    begin = starts(jnp.stack(either, axis=1), small, known)
     improved = [improve(begin[:, i], small, ROUGH, EVERYTHING) for i in range(STARTS)]
     us, _ = improve(_best(improved, small), small, FINE, EVERYTHING)
     return _result(*improve(us, images, LAST, EVERYTHING), images)

@@ -115,29 +115,42 @@ def bank() -> Bank:
 
 @jax.jit
 def suns(images, bank: Bank):
-    """The pictures at half size, and for each the best of the suns over an empty sea, and of the reflections.
+    """The pictures at half size, and for each the two best suns over an empty sea, apart from each other.
 
-    A sun is looked for in the sky and its reflection in the sea, as if they had nothing to do with each other.
+    A sun is looked for in the sky and its reflection in the sea, as if they had nothing to do with each other. The
+    second sun is for clouds, which are as bright.
     """
 
     def one(image):
         small = image.reshape(HALF, 2, HALF, 2, 3).mean((1, 3))
-        all_losses = jax.vmap(loss, in_axes=(0, None))
-        sky = all_losses(bank.sun_pictures[:, :SHORE], small[:SHORE]) * SHORE
-        sea = all_losses(bank.sun_pictures[:, SHORE:], small[SHORE:]) * (HALF - SHORE)
+        losses = jax.vmap(loss, in_axes=(0, None))
+        sky = losses(bank.sun_pictures[:, :SHORE], small[:SHORE]) * SHORE
+        sea = losses(bank.sun_pictures[:, SHORE:], small[SHORE:]) * (HALF - SHORE)
         sea = sea.reshape(len(HORIZONS), len(SUN_XS), -1)
-        best = jnp.argmin(sky.reshape(sea.shape) + sea.min(axis=1, keepdims=True))
-        horizon, _, rest = jnp.unravel_index(best, sea.shape)
-        sun = jax.tree.map(lambda leaf: leaf[best], bank.suns)
-        return small, to_units(sun._replace(reflection_x=jnp.asarray(SUN_XS)[jnp.argmin(sea[horizon, :, rest])]))
+        scores = -(sky.reshape(sea.shape) + sea.min(axis=1, keepdims=True)).ravel()
+
+        def with_reflection(i):
+            horizon, _, rest = jnp.unravel_index(i, sea.shape)
+            sun = jax.tree.map(lambda leaf: leaf[i], bank.suns)
+            return to_units(sun._replace(reflection_x=jnp.asarray(SUN_XS)[jnp.argmin(sea[horizon, :, rest])]))
+
+        return small, jax.vmap(with_reflection)(_best_apart(scores, bank.suns.sun_x[:, None], 0.12))
 
     return jax.lax.map(one, images)
 
 
 @jax.jit
 @partial(jax.vmap, in_axes=(0, 0, None))
-def starts(u, small, bank: Bank):
-    """The best STARTS of all combinations: no island or one of two, no boat or one of the two best with it."""
+def starts(us, small, bank: Bank):
+    """The best STARTS of all combinations: either sun, no island or one of two, no boat or one of the two best."""
+    scenes = jax.vmap(partial(_combined, small=small, bank=bank))(us)
+    scenes = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), scenes)
+    order = jnp.argsort(jax.vmap(loss, in_axes=(0, None))(paint(scenes, HALF), small))
+    return jax.vmap(to_units)(jax.tree.map(lambda leaf: leaf[order[:STARTS]], scenes))
+
+
+def _combined(u, small, bank: Bank) -> Scene:
+    """All combinations with one sun, and with the clouds that go with it."""
     draw = jax.vmap(partial(paint, size=HALF))
     losses = jax.vmap(loss, in_axes=(0, None))
     scene = jax.lax.fori_loop(0, CLOUDS, partial(_add_cloud, small=small, bank=bank), to_scene(u))
@@ -152,10 +165,8 @@ def starts(u, small, bank: Bank):
     scores = jnp.where(presence > 0, -losses(pictures, small), -jnp.inf)
     which = jnp.concatenate([jnp.zeros(1, int), _best_apart(scores, bank.islands[:, :1], 0.09)])
     lands, pictures = jax.tree.map(lambda leaf: leaf[which], (lands, pictures))
-    starts = jax.vmap(partial(_add_boats, small=small, bank=bank))(lands, pictures)
-    starts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), starts)
-    order = jnp.argsort(losses(draw(starts), small))
-    return jax.vmap(to_units)(jax.tree.map(lambda leaf: leaf[order[:STARTS]], starts))
+    scenes = jax.vmap(partial(_add_boats, small=small, bank=bank))(lands, pictures)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), scenes)
 
 
 def _add_cloud(i, scene: Scene, small, bank: Bank) -> Scene:

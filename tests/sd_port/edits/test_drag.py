@@ -373,7 +373,8 @@ def test_more_points_than_fit_without_compiling():
 
 
 def test_a_model_for_inpainting_is_refused():
-    nine = replace(nano(), unet=nnx.eval_shape(lambda: UNet(replace(nano().unet.config, in_channels=9), rngs=nnx.Rngs(0))))
+    config = replace(nano().unet.config, in_channels=9)
+    nine = replace(nano(), unet=nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))))
     with pytest.raises(ValueError, match="drag: the UNet takes 9 channels: a model for inpainting"):
         drag(nine, pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
     with pytest.raises(ValueError, match="cycle: the UNet takes 9 channels"):
