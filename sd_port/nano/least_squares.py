@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from sd_port.nano.scenes import CLOUDS, Scene, render
 
@@ -46,10 +46,8 @@ _LOW, _HIGH = (
     np.concatenate([np.full(_SHAPES.get(name, 1), ends[i], np.float32) for name, ends in RANGES.items()])
     for i in (0, 1)
 )
-EVERYTHING = np.ones(len(_LOW), bool)
-ONLY_SUN = EVERYTHING & (
-    np.arange(len(_LOW)) < list(RANGES).index("island_presence")
-)  # the horizon, the sun, its reflection
+EVERYTHING = tuple(range(len(_LOW)))
+ONLY_SUN = EVERYTHING[: list(RANGES).index("island_presence")]  # the horizon, the sun, its reflection
 
 
 def to_scene(u: Vector) -> Scene:
@@ -74,7 +72,8 @@ def paint(scene: Scene, size: int) -> Float[Array, "*n size size 3"]:
 
 def squares(picture: Float[Array, "*#pixels 3"], image: Float[Array, "*#pixels 3"]) -> Array:
     """Squared differences, mean over the channels."""
-    return jnp.mean((picture - image) ** 2, -1)
+    red, green, blue = jnp.moveaxis((picture - image) ** 2, -1, 0)
+    return (red + green + blue) / 3
 
 
 def robust(squares: Array) -> Array:
@@ -92,10 +91,17 @@ def loss(picture: Picture, image: Picture) -> Float[Array, ""]:
     return jnp.mean(robust(squares(picture, image)))
 
 
-@jax.jit
-@partial(jax.vmap, in_axes=(0, 0, None, None))
-def improve(u, image, steps, movable: Bool[Array, " parameters"]):
-    """Moves parameters within their ranges to where the loss is lower; returns them and the picture of their scene."""
+@partial(jax.jit, static_argnames="movable")
+def improve(u, image, steps, movable: tuple[int, ...]):
+    """Moves parameters within their ranges to where the loss is lower; returns them and the picture of their scene.
+
+    u and image have a batch axis. movable: which of the parameters may change.
+    """
+    return jax.vmap(partial(_improve, steps=steps, movable=np.array(movable)))(u, image)
+
+
+def _improve(u: Vector, image: Picture, steps, movable: np.ndarray) -> tuple[Vector, Picture]:
+    directions = jnp.eye(u.size, dtype=u.dtype)[movable]
 
     def draw(u):
         return paint(to_scene(u), image.shape[0])
@@ -103,17 +109,19 @@ def improve(u, image, steps, movable: Bool[Array, " parameters"]):
     def step(_, carry):
         u = carry[0]
         picture, forward = jax.linearize(draw, u)
-        jacobian = jax.vmap(forward)(jnp.eye(u.size, dtype=u.dtype)).reshape(u.size, -1)
-        weight = jnp.broadcast_to(weight_of(squares(picture, image))[..., None], image.shape)
-        gradient = jacobian @ (weight * (picture - image)).ravel()
-        hessian = (jacobian * weight.reshape(1, -1)) @ jacobian.T
+        # Parameters last: XLA's products for CPUs are twice as fast then as with parameters first.
+        jacobian = jax.vmap(forward, out_axes=-1)(directions).reshape(-1, movable.size)
+        weight = jnp.broadcast_to(weight_of(squares(picture, image))[..., None], image.shape).ravel()
+        gradient = (weight * (picture - image).ravel()) @ jacobian
+        hessian = (jacobian * weight[:, None]).T @ jacobian
         # What would leave its range stays at its end, and the others move as if it were fixed.
-        free = movable & ~(((u <= 0) & (gradient > 0)) | ((u >= 1) & (gradient < 0)))
+        at = u[movable]
+        free = ~(((at <= 0) & (gradient > 0)) | ((at >= 1) & (gradient < 0)))
         gradient, hessian = jnp.where(free, gradient, 0), jnp.where(free[:, None] & free[None, :], hessian, 0)
 
         def moved(damping):
             damped = hessian + jnp.diag(damping * jnp.diag(hessian) + FLOOR)
-            return jnp.clip(u - _solved(damped, gradient), 0, 1)
+            return jnp.clip(u.at[movable].add(-_solved(damped, gradient)), 0, 1)
 
         tries = jax.vmap(moved)(jnp.array(DAMPINGS, jnp.float32))
         pictures = jax.vmap(draw)(tries)

@@ -22,7 +22,7 @@ Images = Float[Array, "n 64 64 3"] | Float[np.ndarray, "n 64 64 3"]
 Tree = TypeVar("Tree")
 
 CHUNK = 16  # pictures fitted at once; the last chunk is filled up, so that everything is compiled once
-ROUGH, FINE, LAST = 5, 8, 4  # steps for every start, for the best at half size, and for the best at full size
+ROUGH, FINE, LAST = 4, 6, 2  # steps for every start, for the best at half size, and for the best at full size
 
 
 class ReadOut(NamedTuple):
