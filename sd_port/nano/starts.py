@@ -1,7 +1,7 @@
 """Where a fit may start: the best of what may be in a picture, by looking at it at half its size.
 
-First the best of a bank of suns over an empty sea, then clouds, then the places for an island and for a boat, none of
-either included.
+First the two best of a bank of suns over an empty sea, then with either clouds, then the places for an island and for
+a boat, none of either included.
 """
 
 from functools import lru_cache, partial
