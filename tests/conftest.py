@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 jax.config.update("jax_enable_x64", True)
+jax.devices()  # what commands set in XLA_FLAGS is read with the first device: no test's for those that come after it
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling is slow on the first example, and examples must be the same on every run.

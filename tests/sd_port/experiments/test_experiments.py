@@ -26,7 +26,6 @@ every = pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     """The folder after `sd-edit experiments --tiny`."""
-    jax.devices()  # whichever test is the first: the command would split the CPU, for this one and all that follow
     folder = tmp_path_factory.mktemp("experiments") / "made"
     ExperimentsCommand(out=folder, tiny=True, format=("pdf",)).run()
     return folder
