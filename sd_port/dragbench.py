@@ -58,7 +58,8 @@ def read_set(folder: str | Path, *, regions: bool = False) -> list[Item]:
     pattern = pickled if regions else "prompt.json"
     found = {path.parent for name in {pattern, pickled} for path in folder.rglob(name)}
     if not found:
-        raise ValueError(f"{folder}: holds no item: neither prompt.json nor {pickled} in any folder below it")
+        wanted = " or ".join(sorted({pattern, pickled}, reverse=True))
+        raise ValueError(f"{folder}: holds no item: no {wanted} in any folder below it")
     return [_item(folder, path, pickled) for path in sorted(found)]
 
 

@@ -80,6 +80,8 @@ class BenchCommand(DragOptions):
         """What the options ask for."""
         if (self.folder is None) != self.synthetic:
             raise ValueError("give the folder of a benchmark, or --synthetic for one of drawn scenes")
+        if self.regions and self.synthetic:
+            raise ValueError("--regions: drawn scenes have none; give the folder of the repack instead of --synthetic")
         if self.folder is not None and not self.folder.is_dir():
             raise ValueError(f"{self.folder}: is not a folder")
         if (self.alexnet is None) != (self.lpips is None):

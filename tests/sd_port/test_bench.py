@@ -268,6 +268,7 @@ def test_an_item_that_cannot_be_dragged_is_named_and_left_out(tmp_path, dragged,
     [
         ({}, "give the folder of a benchmark, or --synthetic"),
         ({"folder": Path("."), "synthetic": True}, "give the folder of a benchmark, or --synthetic"),
+        ({"synthetic": True, "regions": True}, "--regions: drawn scenes have none"),
         ({"folder": Path("none")}, "none: is not a folder"),
         ({"folder": Path(".")}, "holds no item"),
         ({"folder": Path("."), "seed": 2**70}, "--seed 1180591620717411303424: must be a number of at most 63 bits"),

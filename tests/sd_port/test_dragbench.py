@@ -162,9 +162,11 @@ def test_a_pickle_larger_than_any_mask_is_not_loaded(tmp_path, monkeypatch):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no item"):
+    with pytest.raises(ValueError, match=r"holds no item: no prompt\.json or meta_data\.pkl in any folder"):
         read_set(tmp_path)
     folder = sde_drag(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no item: no meta_data_region\.pkl in any folder"):
+        read_set(tmp_path, regions=True)
     (folder / "origin_image.png").unlink()
     with pytest.raises(ValueError, match=r"origin_image.png is missing"):
         read_set(tmp_path)
