@@ -19,7 +19,7 @@ from rich.text import Text
 
 from theory.beyond import BEYOND
 from theory.checks import Check, Study, paper_problem
-from theory.compilations import keep_compilations
+from theory.compilations import compile_quickly, keep_compilations
 from theory.contraction import contraction_curve
 from theory.controls import CONTROLS
 from theory.files import write_whole
@@ -87,6 +87,7 @@ def run(args: Args) -> int:
 
     jax.config.update("jax_enable_x64", True)
     keep_compilations()
+    compile_quickly()
     given = _problem(args)
     names = [name for name in known if not args.only or name in args.only]
     checks = _control(given, names) if args.controls else _verify(given, names)

@@ -84,16 +84,15 @@ def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, 
             "mode_weights": marginal.responsibilities(x[:, None]) @ (law * dx),
         }
 
-    def interval(law: Nodes, ends: Float[Array, "2"]) -> tuple[Nodes, dict[str, Array]]:
+    def interval(law: Nodes, ends: Float[Array, "2"]) -> tuple[Nodes, Nodes]:
         times = jnp.linspace(ends[0], ends[1], substeps + 1)
         law, _ = jax.lax.scan(step, law, jnp.stack([times[:-1], times[1:]], axis=1))
-        return law, measure(law, ends[1])
+        return law, law
 
     law = jnp.exp(problem.start.log_prob(x[:, None]))
     law = law / (dx * law.sum())
-    first = measure(law, ts[0])
-    _, rest = jax.lax.scan(interval, law, jnp.stack([ts[:-1], ts[1:]], axis=1))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+    _, later = jax.lax.scan(interval, law, jnp.stack([ts[:-1], ts[1:]], axis=1))
+    return jax.lax.map(lambda at: measure(*at), (jnp.concatenate([law[None], later]), ts))
 
 
 @partial(jax.jit, static_argnames=("panels", "substeps"))

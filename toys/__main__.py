@@ -66,8 +66,7 @@ def run(args: Args) -> None:
         return
     jax.config.update("jax_enable_x64", True)
     keep_compilations()
-    if args.tiny:
-        compile_quickly()
+    compile_quickly(hastily=args.tiny)
     runner.run(SUITE, args)
 
 

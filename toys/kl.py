@@ -87,7 +87,8 @@ def run(config: Config) -> Arrays:
     ts = jnp.linspace(1.0, 0.0, config.times)
     at = np.searchsorted(-ts, -np.array(config.estimated_at))  # the estimators get times of the curves
     ode, sde = (contraction_curve(p.target, p.start, p.schedule, ts, lam) for lam in (0.0, 1.0))
-    sweep = [heat_curve(p, ts, lam, cells=config.cells, steps=config.cells // 2) for lam in config.levels]
+    levels = jnp.array(config.levels)
+    sweep = jax.vmap(lambda lam: heat_curve(p, ts, lam, config.cells, config.cells // 2).kl)(levels)
 
     nodes, weights, _, _ = legendre(4)
     half = -jnp.diff(ts)[:, None] / 2
@@ -104,9 +105,9 @@ def run(config: Config) -> Arrays:
         ts=np.asarray(ts),
         ode=np.asarray(ode.kl.value),
         sde=np.asarray(sde.kl.value),
-        levels=np.array(config.levels),
-        sweep=np.stack([curve.kl.value for curve in sweep]),
-        sweep_error=np.stack([curve.kl.error[-1] for curve in sweep]),
+        levels=np.asarray(levels),
+        sweep=np.asarray(sweep.value),
+        sweep_error=np.asarray(sweep.error[:, -1]),
         log_sobolev=np.asarray(sde.kl.value[0] * jnp.exp(-passed)),
         chi2=np.asarray(sde.chi2.value),
         factors=np.asarray(factors),

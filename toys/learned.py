@@ -27,8 +27,8 @@ from matplotlib.lines import Line2D
 from scipy.integrate import cumulative_simpson
 
 from theory.checks import paper_problem
-from theory.contraction import contraction_curve
 from theory.fokker_planck import inexact_curve, inexact_flow
+from theory.heat import heat_curve
 from theory.problems import InexactCurve, Problem
 from theory.processes import marginal
 from theory.solve import sample, time_grid
@@ -80,7 +80,7 @@ class Arrays(NamedTuple):
     upper: np.ndarray  # (2, trained, levels) weight of the upper mode at the end
     exact: np.ndarray  # (levels,) KL of the wrong start with the exact score, by the same solver
     exact_error: np.ndarray  # (levels,)
-    reference: np.ndarray  # (levels,) the same from the density ratio, without the solver: `contraction_curve`
+    reference: np.ndarray  # (levels,) the same by the equation for the density ratio: `heat_curve`
     reference_error: np.ndarray  # (levels,)
     score_error: np.ndarray  # (trained, times) E_p |e|²
     sampled: np.ndarray  # (2,) share of samples in the upper mode: wrong start, lam = 1, the last network; its error
@@ -169,8 +169,8 @@ def run(config: Config) -> Arrays:
     both = jax.tree.map(lambda *leaves: np.stack(leaves), *curves)
     learned = jax.tree.map(lambda leaf: leaf[:, :-1], both)
 
-    ends = jnp.array([1.0, END])
-    reference = [contraction_curve(p.target, p.start, p.schedule, ends, lam).kl for lam in config.levels]
+    ends, steps = jnp.array([1.0, END]), config.cells // 2
+    reference = jax.vmap(lambda lam: heat_curve(p, ends, lam, config.cells, steps).kl)(levels)
 
     last = noise_fn(p, graph, jax.tree.map(lambda leaf: leaf[-1], weights))
     grid = time_grid(p.schedule, config.steps, end=END)
@@ -189,8 +189,8 @@ def run(config: Config) -> Arrays:
         upper=learned.mode_weights[..., -1, int(np.argmax(p.target.means[:, 0]))],
         exact=both.kl.value[1, -1, :, -1],
         exact_error=both.kl.error[1, -1, :, -1],
-        reference=np.array([estimate.value[-1] for estimate in reference]),
-        reference_error=np.array([estimate.error[-1] for estimate in reference]),
+        reference=np.asarray(reference.value[:, -1]),
+        reference_error=np.asarray(reference.error[:, -1]),
         score_error=np.asarray(_score_errors(p, networks, ts))[:-1],
         sampled=np.array([share, np.sqrt(share * (1 - share) / config.samples)]),
     )

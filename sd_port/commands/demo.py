@@ -10,6 +10,7 @@ from sd_port.commands.options import check_seed
 from sd_port.images import write_png
 from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
+from theory.compilations import compile_quickly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Demo:
 
         if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir():
             raise ValueError(f"--out {self.out}: give a name that ends in .png, in a folder that exists")
+        compile_quickly()
         with Console(stderr=True).status("Drawing, dragging and reading out (the first time compiles)"):
             pipe = StableDiffusion.load("nano")
             demo = drag_the_sun(pipe, self.seed)

@@ -16,7 +16,7 @@ from sd_port.pipeline import StableDiffusion
 
 FRESH = 1_000_003  # seeds from here on are not those of any training
 SIZE = 64  # at which pictures are judged; larger ones are averaged down to it
-CHUNK = 100  # pictures that go through a network at once
+CHUNK = 40  # pictures that go through a network at once: with guidance, what fits in the caches of a CPU
 
 
 class Fresh(NamedTuple):

@@ -33,6 +33,7 @@ from sd_port.nano.quality import Sample, discrepancies, errors, judged, spread
 from sd_port.nano.read_out import read_out
 from sd_port.nano.train import CONFIG, LONGER, read_config
 from sd_port.pipeline import StableDiffusion
+from theory.compilations import compile_quickly
 from theory.processes import forward_path
 from theory.solve import invert, record, replay, sample, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M
@@ -169,11 +170,11 @@ def reconstruction(pipe: StableDiffusion, n: int) -> dict[str, Any]:
     texts = [caption.text for caption in data.captions]
     latents = np.asarray(by_chunks(pipe.encode, data.images))
     rows = []
-    few_scenes = 2 * max(1, n // 100)  # even, for two devices
-    for steps, count in ((10, n), (25, n), (50, n), (100, n), (1000, few_scenes)):
+    even = 2 * max(1, n // 100)  # for two devices
+    for steps, count in ((10, n), (30, n), (100, min(n, 10 * even)), (1000, even)):
         for guidance_scale in (1.0, 3.0):
             for dtype in ("float32", "float64"):
-                few = count if dtype == "float32" else min(count, 16)
+                few = count if dtype == "float32" else min(count, 4 * even)
                 found = _reconstructed(pipe, latents[:few], texts[:few], steps, guidance_scale, dtype)
                 rows.append({"steps": steps, "n": few, "guidance": guidance_scale, "dtype": dtype, **found})
                 print(rows[-1], flush=True)
@@ -181,21 +182,22 @@ def reconstruction(pipe: StableDiffusion, n: int) -> dict[str, Any]:
 
 
 def _reconstructed(pipe, latents, texts, steps: int, guidance_scale: float, dtype: str) -> dict[str, float]:
-    """The latent's root mean square error, relative to its own size, after going up to t0 = 0.6 and back."""
+    """The latents' root mean square error, relative to their own size, after going up to t0 = 0.6 and back."""
     with jax.enable_x64(dtype == "float64"):
         ts = time_grid(pipe.schedule, steps, start=0.6, end=1e-3).astype(dtype)
-        x0 = pipe.split(jnp.asarray(latents, dtype))
-        context, null = pipe.embed(texts), pipe.embed([""])
-        null = None if guidance_scale == 1 else null
-        eps_fn = pipe.noise_fn(context, null, guidance_scale, batch=len(texts))
-        eps = eps_fn if dtype == "float32" else _in_float64(eps_fn)
-        cycle = _cycle(DDIM(pipe.schedule, 1.0), eps, x0, ts, jr.key(0))
-        inverted = _inverted(DDIM(pipe.schedule, 0.0), eps, x0, ts)
-        size = jnp.sqrt(jnp.mean(x0**2))
-        return {
-            name: float(jnp.sqrt(jnp.mean((x - x0) ** 2)) / size)
-            for name, x in (("cycle_sde", cycle), ("ode_inversion", inverted))
-        }
+        null = None if guidance_scale == 1 else pipe.embed([""])
+
+        def there_and_back(rows):
+            x0 = pipe.split(jnp.asarray(latents[rows], dtype))
+            context = pipe.embed([texts[row] for row in rows.tolist()])
+            eps_fn = pipe.noise_fn(context, null, guidance_scale, batch=len(x0))
+            eps = eps_fn if dtype == "float32" else _in_float64(eps_fn)
+            cycle = _cycle(DDIM(pipe.schedule, 1.0), eps, x0, ts, jr.fold_in(jr.key(0), rows[0]))
+            return jnp.stack([cycle, _inverted(DDIM(pipe.schedule, 0.0), eps, x0, ts)], axis=1)
+
+        off = by_chunks(there_and_back, np.arange(len(latents))) - latents[:, None]
+    errors = np.sqrt((off**2).mean((0, 2, 3, 4)) / (latents**2).mean())
+    return dict(zip(("cycle_sde", "ode_inversion"), errors.tolist(), strict=True))
 
 
 def _in_float64(eps_fn):
@@ -254,6 +256,7 @@ def _write_sheet(path: Path, images: np.ndarray, columns: int = 12, rows: int = 
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Measure, args=argv, prog="python -m sd_port.nano.measure")
     split_cpu(args.cpu_devices)
+    compile_quickly()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         pipe = StableDiffusion.load(args.model, mesh=all_devices())

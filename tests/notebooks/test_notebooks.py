@@ -26,7 +26,7 @@ def execute(notebook) -> None:
 def compilations(monkeypatch):
     """Kernels compile in haste, and find what earlier runs compiled."""
     monkeypatch.setenv("XLA_FLAGS", "")
-    compile_quickly()
+    compile_quickly(hastily=True)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[2] / ".pytest_cache" / "xla"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
