@@ -1,6 +1,7 @@
 """The command theory-check, as a user meets it."""
 
 import json
+import os
 
 import pytest
 
@@ -15,9 +16,10 @@ def run(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    """The command leaves the cache of the tests alone, and the user's."""
+def only_here(monkeypatch):
+    """The command leaves the cache of the tests alone, and the user's; XLA's flags go back to what they were."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 
 
 def test_it_prints_a_table_and_writes_what_it_found(capsys, tmp_path):
