@@ -25,11 +25,11 @@ class Demo:
     def run(self) -> None:
         """Raises ValueError for what cannot be done, before anything is drawn."""
         check_seed(self.seed)
+        compile_quickly()
         from sd_port.nano.demo import drag_the_sun, sheet  # its fit of scenes is compiled when it is imported
 
         if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir():
             raise ValueError(f"--out {self.out}: give a name that ends in .png, in a folder that exists")
-        compile_quickly()
         with Console(stderr=True).status("Drawing, dragging and reading out (the first time compiles)"):
             pipe = StableDiffusion.load("nano")
             demo = drag_the_sun(pipe, self.seed)
