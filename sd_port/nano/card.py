@@ -208,8 +208,8 @@ def _reconstruction(found: dict[str, Any]) -> str:
     )
     about = (
         "The paper's Appendix A: root mean square error relative to the latent. Cycle-SDE comes back exactly, to "
-        "rounding; inversion has the error of its steps. The network's own numbers are float32 in all rows: where one "
-        "of its inputs is rounded otherwise on the way back, float64 returns to 1e-8 only."
+        "rounding; inversion has the error of its steps. The network's own numbers are float32 in all rows, so "
+        "that float64 need not return to 1e-16."
     )
     return f"## Reconstruction of unedited latents from t0 = 0.6\n\n{about}\n\n{table}"
 

@@ -98,16 +98,28 @@ def test_the_figures_are_good_enough():
         read = autoencoder["read_out"][pictures]
         assert min(read[place][f"within {far}"] for place in PLACES) >= share, pictures
         assert min(read[name] for name in COLOURS) >= share, pictures
-    # What the ODE misses, by a little: it stays as far from scenes as its errors take it, and islands are too varied.
-    assert samples["sde"]["residual_ratio"] <= 2 < samples["ode"]["residual_ratio"] < 2.2
-    assert all(0.8 <= ratio <= 1.2 for ratio in samples["sde"]["spread"].values())
-    assert [name for name, ratio in samples["ode"]["spread"].items() if not 0.8 <= ratio <= 1.2] == ["island_width"]
     for method in ("ode", "sde"):
         found = samples[method]
-        assert found["n"] == 2000 and found["claims_right"] >= 0.9
+        assert found["n"] >= 2000 and found["claims_right"] >= 0.9
         assert found["reflection_within_2_pixels"] >= 0.9
         assert min(found["one_boat_where_said"], found["one_island_where_said"]) >= 0.95
     assert figures["memory"]["samples"]["10%"] > 0.8 * figures["memory"]["fresh"]["10%"]
+
+
+MISSED = pytest.mark.xfail(strict=True, reason="the ODE keeps the network's errors: the card has by how much it misses")
+
+
+@pytest.mark.parametrize("method", [pytest.param("ode", marks=MISSED), "sde"])
+def test_samples_are_near_the_manifold(method):
+    """A residual at most twice that of real scenes through the autoencoder."""
+    assert json.loads((FOLDER / "figures.json").read_text())["samples"][method]["residual_ratio"] <= 2
+
+
+@pytest.mark.parametrize("method", [pytest.param("ode", marks=MISSED), "sde"])
+def test_samples_are_as_varied_as_scenes(method):
+    """Spreads within a fifth of those of real scenes."""
+    spread = json.loads((FOLDER / "figures.json").read_text())["samples"][method]["spread"]
+    assert all(0.8 <= ratio <= 1.2 for ratio in spread.values())
 
 
 def test_the_card_says_what_was_measured():
