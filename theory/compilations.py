@@ -19,10 +19,10 @@ def keep_compilations() -> None:
 
 
 def compile_quickly(*, hastily: bool = False) -> None:
-    """Has XLA compile for CPUs in two thirds of the time, by its older emitters; the programs are as fast.
+    """Has XLA compile the theory's programs for CPUs in two thirds of the time, by its older emitters.
 
-    hastily: in a third of the time, programs that run more slowly, for small work. Before the first use of a device.
-    What XLA_FLAGS says already stands.
+    Networks take longer so. hastily: everything in a third of the time, programs that run more slowly, for small work.
+    Before the first use of a device. What XLA_FLAGS says already stands.
     """
     flags = "--xla_cpu_use_fusion_emitters=false"
     if hastily:

@@ -10,7 +10,6 @@ from sd_port.commands.options import check_seed
 from sd_port.images import write_png
 from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
-from theory.compilations import compile_quickly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,6 @@ class Demo:
     def run(self) -> None:
         """Raises ValueError for what cannot be done, before anything is drawn."""
         check_seed(self.seed)
-        compile_quickly()
         from sd_port.nano.demo import drag_the_sun, sheet  # its fit of scenes is compiled when it is imported
 
         if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir():

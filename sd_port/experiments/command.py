@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sd_port.nano.devices import split_cpu
-from theory.compilations import compile_quickly
 from toys.runner import Options, Suite, check, run, show
 
 FEWEST = 2
@@ -60,7 +59,6 @@ class ExperimentsCommand(Options):
         from sd_port.experiments.editing import pipeline  # brings in all networks, of which --list has no need
 
         split_cpu(os.cpu_count() or 1)
-        compile_quickly()
 
         digest = {"model_sha256": pipeline(self.model).digest()}
         run(replace(suite, facts=digest), self)

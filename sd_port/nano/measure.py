@@ -33,7 +33,6 @@ from sd_port.nano.quality import Sample, discrepancies, errors, judged, spread
 from sd_port.nano.read_out import read_out
 from sd_port.nano.train import CONFIG, LONGER, read_config
 from sd_port.pipeline import StableDiffusion
-from theory.compilations import compile_quickly
 from theory.processes import forward_path
 from theory.solve import invert, record, replay, sample, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M
@@ -256,7 +255,6 @@ def _write_sheet(path: Path, images: np.ndarray, columns: int = 12, rows: int = 
 def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Measure, args=argv, prog="python -m sd_port.nano.measure")
     split_cpu(args.cpu_devices)
-    compile_quickly()
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         pipe = StableDiffusion.load(args.model, mesh=all_devices())
