@@ -7,9 +7,9 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ class Suite:
     label: str  # beside the progress
     heading: str  # of results.md
     folders: tuple[str, ...]  # whose sources decide the arrays
-    at_once: bool  # several experiments, where compiling, on one core, takes most of the time
+    at_once: tuple[str, ...] = ()  # made side by side in this order, the longest first; if none, one by one
     settings: Mapping[str, Any] = field(default_factory=dict)  # in every Config, in place of its defaults
     facts: Mapping[str, Any] = field(default_factory=dict)  # what decides the arrays besides
 
@@ -100,10 +100,10 @@ def run(suite: Suite, options: Options) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(suite.label, total=len(names))
-        with _makers(suite, names, options) as makers:
-            for name, made in zip(names, makers, strict=True):
-                progress.update(task, description=f"{name:10}")
-                draw(suite, name, options, made())
+        begun = partial(progress.update, task)
+        with closing(_made(suite, names, options, lambda name: begun(description=f"{name:14}"))) as made:
+            for name, arrays in made:
+                draw(suite, name, options, arrays)
                 progress.advance(task)
     _write_results(suite, options)
     shown = "png" if "png" in options.format else options.format[0]  # one of each: the others lie beside it
@@ -111,15 +111,22 @@ def run(suite: Suite, options: Options) -> None:
         print(options.out / path)
 
 
-@contextmanager
-def _makers(suite: Suite, names: list[str], options: Options) -> Iterator[list[Callable[[], Any]]]:
-    """For every experiment what returns its arrays; several are on their way at once if the suite wants that."""
+def _made(
+    suite: Suite, names: list[str], options: Options, begun: Callable[[str], None]
+) -> Generator[tuple[str, Any], None, None]:
+    """The names and arrays of experiments as they are finished; `begun` is told what begins."""
+
+    def one(name: str) -> tuple[str, Any]:
+        begun(name)
+        return name, make(suite, name, options)
+
     if not suite.at_once:
-        yield [partial(make, suite, name, options) for name in names]
+        yield from map(one, names)
         return
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        yield [pool.submit(make, suite, name, options).result for name in names]
+        made = [pool.submit(one, name) for name in suite.at_once if name in names]
+        yield from (each.result() for each in as_completed(made))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

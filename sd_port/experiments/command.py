@@ -47,7 +47,6 @@ class ExperimentsCommand(Options):
             label="Experiments",
             heading=HEADING,
             folders=FOLDERS,
-            at_once=False,  # every one has all cores, or the GPU, and one of them takes the time
             settings={"model": self.model} | ({} if self.scenes is None else {"scenes": self.scenes}),
         )
         if self.scenes is not None and self.scenes < FEWEST:

@@ -58,7 +58,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path):
         def made_by(self, name, tiny):
             return {"config": {}, "commit": ""}
 
-    suite, options = Suite("", ("x",), "", "", (), at_once=False), runner.Options(out=tmp_path, only=("x",))
+    suite, options = Suite("", ("x",), "", "", ()), runner.Options(out=tmp_path, only=("x",))
     with pytest.raises(KeyboardInterrupt):
         runner.make(suite, "x", options)
     assert made == [1] and (tmp_path / "x.parts").exists() and not (tmp_path / "x.npz").exists()
