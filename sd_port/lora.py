@@ -71,7 +71,8 @@ def train_lora(
         raise ValueError("LoRA is trained on a model for text alone, and this one is for inpainting")
     image, factor = check_picture(image), pipe.vae.config.factor
     check_size(image.shape[:2], factor)
-    mean, std = pipe.posterior(jnp.asarray(padded(image[None], factor)))
+    devices = 1 if pipe.mesh is None else pipe.mesh.size  # over which the autoencoder splits its batch
+    mean, std = (of_all[:1] for of_all in pipe.posterior(jnp.repeat(padded(image[None], factor), devices, axis=0)))
     context = pipe.embed([prompt])
     pipe.unload_lora()
     try:

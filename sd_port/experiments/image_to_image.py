@@ -243,16 +243,20 @@ def plot(arrays: Arrays) -> Figure:
     made = figure(5.4)
     parts: Any = made.subfigures(2, 1, height_ratios=[1, 1.4])
     strips = parts[0].subplots(len(EDITS), arrays.pictures.shape[1])
-    names = [f"{name}\n{method}" for name in ("SDEdit", "inverted", "DiffEdit") for method in ("ODE", "SDE")]
-    pictures(strips, arrays.pictures, EDITS, ("before", "truth", *names))
+    names = [_label(way, m).replace(", ", "\n") for way in WAYS for m in range(len(METHODS))]
+    edits = [f"{edit}\nt0 = {arrays.t0s[len(arrays.t0s) // 2]:g}" for edit in EDITS]
+    pictures(strips, arrays.pictures, edits, ("before", "truth", *names))
     axes = parts[1].subplots(len(EDITS), len(DRAWN))
     for (i, edit), (j, name) in itertools.product(enumerate(EDITS), enumerate(DRAWN)):
         field = Judged._fields.index(name)
         for (k, way), (m, colour) in itertools.product(enumerate(WAYS), enumerate((ODE, SDE))):
-            label = f"{way}, {METHODS[m].upper()}" if "," not in way else way.split(", ")[m]
             values = arrays.found[i, k, :, m, field]
-            line(axes[i, j], arrays.t0s, values, color=colour, ls=("-", "--", ":")[k], label=label)
+            line(axes[i, j], arrays.t0s, values, color=colour, ls=("-", "--", ":")[k], label=_label(way, m))
         axes[i, j].set(title=f"{edit}: {MEASURES[name].short}", xlabel="t0" if i else "")
     parts[1].legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     letter([strips[0, 0], *axes.ravel()])
     return made
+
+
+def _label(way: str, method: int) -> str:
+    return way.split(", ")[method] if "," in way else f"{way}, {METHODS[method].upper()}"

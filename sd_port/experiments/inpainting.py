@@ -165,8 +165,8 @@ def plot(arrays: Arrays) -> Figure:
     made = figure(3.4)
     parts: Any = made.subfigures(2, 1, height_ratios=[1, 1.8])
     strips = parts[0].subplots(1, 4 * len(MASKS), squeeze=False)
-    fewest = f"{arrays.steps[0]} steps"
-    names = [name for mask in MASKS for name in ("before", f"the {mask} hidden", f"ODE, {fewest}", f"SDE, {fewest}")]
+    few = arrays.steps[0]
+    names = [name for mask in MASKS for name in ("before", f"{mask} hidden", f"ODE, n = {few}", f"SDE, n = {few}")]
     pictures(strips, arrays.pictures.reshape(1, -1, *arrays.pictures.shape[2:]), [""], names)
     axes = parts[1].subplots(1, 4)
     panels = (("boat", "undone"), ("boat", "residual"), ("sea", "reflection"), ("sea", "residual"))
@@ -175,9 +175,10 @@ def plot(arrays: Arrays) -> Figure:
         for (i, order), (m, colour) in itertools.product(enumerate(arrays.orders), enumerate((ODE, SDE))):
             label = f"{METHODS[m].upper()}, order {order}"
             values = arrays.found[MASKS.index(mask), i, :, m, field]
-            line(axis, arrays.steps, values, color=colour, ls=("-", "--")[order - 1], label=label)
+            beside = arrays.steps * (1.04 if m else 1)  # so that bars do not lie on one another
+            line(axis, beside, values, color=colour, ls=("-", "--")[order - 1], label=label)
         axis.axhline(arrays.truth[field].mean(), color="black", ls=":", lw=0.8)
-        axis.set(xscale="log", xlabel="steps", title=f"{mask}: {MEASURES[name].short}")
+        axis.set(xscale="log", xlabel="steps n", title=f"{mask} made anew", ylabel=MEASURES[name].short)
         axis.set_xticks(arrays.steps, [f"{n}" for n in arrays.steps])
         axis.set_xticks([], minor=True)
     axes[0].plot([], [], color="black", ls=":", lw=0.8, label="the picture itself")

@@ -32,6 +32,13 @@ alone = drag_many(StableDiffusion.load(sys.argv[1]), drags, config, key=jax.rand
 spread = drag_many(pipe, drags, config, key=jax.random.key(1))
 for a, b in zip(alone, spread, strict=True):
     np.testing.assert_allclose(a.image, b.image, atol=1e-4)
+
+from sd_port.lora import LoRAConfig, train_lora
+losses = []
+for trained in (StableDiffusion.load(sys.argv[1]), pipe):  # on one picture, which eight devices cannot share
+    options = dict(key=jax.random.key(2), progress=lambda done, steps, loss: losses.append(loss))
+    train_lora(trained, np.asarray(one[0]), "a boat", LoRAConfig(rank=2, steps=4), **options)
+np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 print("equal")
 """
 
