@@ -125,7 +125,7 @@ def _made(
         return
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        made = [pool.submit(one, name) for name in suite.at_once if name in names]
+        made = [pool.submit(one, name) for name in sorted(names, key=suite.at_once.index)]
         yield from (each.result() for each in as_completed(made))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
