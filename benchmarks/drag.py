@@ -11,8 +11,6 @@ latent through the UNet: guidance takes two.
 """
 
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +24,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import about, cores, distance, keep_to, write
 from sd_port.edits.canvas import encode
 from sd_port.edits.drag import drag
 from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.edits.plan import plan
+from sd_port.nano.devices import device_name
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.hub import resolve
-from theory.files import write_whole
 
 TOLERANCE = 1e-3  # relative L2 of the final latents, float32: hundreds of network evaluations one after the other
 PROMPT = "a red boat and an island"
@@ -49,7 +48,7 @@ class Config:
     distance: float = 0.25
     """That the point is dragged, as a part of the width."""
     repeats: int = 3
-    threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads: int = dataclasses.field(default_factory=cores)
     dtype: str = "float32"
     torch: bool = True
     """The torch loop too."""
@@ -72,8 +71,7 @@ class Result:
 
 def main(config: Config) -> list[Result]:
     """Raises RuntimeError if ours does not return what the torch loop returns."""
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are cores
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    keep_to(config.threads)
     pipe = StableDiffusion.load(config.model, dtype=config.dtype)
     factor = pipe.vae.config.factor
     image = np.asarray(render(draw(jr.key(0), 1), config.size))[0]
@@ -97,7 +95,7 @@ def main(config: Config) -> list[Result]:
     for name, run in contenders.items():
         compiling[name], results[name] = timed(run)
     if config.torch:
-        off = np.linalg.norm(results["torch's times"] - results["torch"]) / np.linalg.norm(results["torch"])
+        off = distance(results["torch's times"], results["torch"])
         if not off < TOLERANCE:
             raise RuntimeError(f"ours is {off:.1e} from the torch loop, more than {TOLERANCE:g}")
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -117,9 +115,9 @@ def main(config: Config) -> list[Result]:
     ]
     report(found)
     if config.json is not None:
-        about = {"config": dataclasses.asdict(config), "device": jax.devices()[0].device_kind}
-        text = json.dumps(about | {"results": [dataclasses.asdict(one) for one in found]}, indent=1, default=str)
-        write_whole(config.json, lambda file: file.write(text.encode()))
+        where = about("jax", "jaxlib", "flax", "torch", "diffusers") | {"device": device_name(jax.devices()[0])}
+        rows = [dataclasses.asdict(one) for one in found]
+        write(config.json, where | {"config": dataclasses.asdict(config), "results": rows})
     return found
 
 

@@ -1,6 +1,6 @@
 """Loading a whole Stable Diffusion 1.5 folder, ours against diffusers: seconds and peak memory.
 
-    .venv/bin/python benchmarks/loading.py --json loading.json
+    .venv/bin/python -m benchmarks.loading --json loading.json
 
 A folder with random float32 weights, 4.3 GB, is written first. Each load happens in a process of its own, in turn, with
 the files in the page cache. diffusers maps the files, and a page is read when it is first used: so the time until every
@@ -20,6 +20,8 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.measuring import about, write
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -130,7 +132,8 @@ def main(config: Config) -> list[Load]:
     table.add_row("ours / diffusers", *(f"{ratio:.2f}" for ratio in ratios), "")
     Console().print(table)
     if config.json:
-        config.json.write_text(json.dumps([asdict(load) for load in rounds], indent=1))
+        where = about("jax", "flax", "torch", "diffusers")
+        write(config.json, where | {"config": asdict(config), "loads": [asdict(load) for load in rounds]})
     return rounds
 
 

@@ -1,7 +1,7 @@
 """Particle-steps per second of two SDE solvers on the paper's one-dimensional toy, ours against four others.
 
-    .venv/bin/python benchmarks/sampling.py
-    .venv/bin/python benchmarks/sampling.py --particles 100000 --steps 20 --json sampling.json
+    .venv/bin/python -m benchmarks.sampling
+    .venv/bin/python -m benchmarks.sampling --particles 100000 --steps 20 --json sampling.json
 
 The target is 1/2 N(-2, 0.2²) + 1/2 N(2, 0.2²) under LinearVP(0.1, 10) with its exact score, in float32. Every
 implementation takes the same Euler-Maruyama (lam = 1) or DDIM (eta = 1) steps from N(0.5, 0.5²) at t = 1 to t = 0, on
@@ -16,15 +16,11 @@ Nobody may be fast and wrong: each law is checked against theory within four sta
 of first order in the step, so the check extrapolates it away, 2 E_2n - E_n (Talay & Tubaro 1990).
 """
 
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import diffrax
@@ -38,6 +34,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import about, keep_to, write
+from sd_port.hardware import processor
 from theory.keys import unrolled_threefry
 from theory.mixtures import mixture_1d, noise_fn
 from theory.schedules import LinearVP
@@ -226,7 +224,7 @@ def measure(solver: str, config: Config, console: Console) -> list[Result]:
 
 
 def show(results: list[Result], config: Config, console: Console) -> None:
-    title = f"{config.particles:,} particles, {config.steps} steps, {config.threads} threads; {cpu()}"
+    title = f"{config.particles:,} particles, {config.steps} steps, {config.threads} threads; {processor()}"
     table = Table("", "10⁶ / s", "median", "ours / it", "upper mode", "E|x|", "law", title=title)
     for r in results:
         if r.name == "ours":
@@ -239,30 +237,15 @@ def show(results: list[Result], config: Config, console: Console) -> None:
     console.print(table)
 
 
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
-def write(path: Path, results: list[Result], config: Config) -> None:
-    versions = {name: version(name) for name in ("jax", "numpy", "torch", "diffrax")}
-    record = {"cpu": cpu(), "python": platform.python_version(), "versions": versions}
-    record |= {"config": asdict(config), "results": [asdict(r) for r in results]}
-    whole = path.with_name(f".{path.name}.{os.getpid()}")  # so that no reader sees half a file
-    whole.write_text(json.dumps(record, indent=1, default=str))
-    whole.replace(path)
-
-
 def main(config: Config) -> None:
-    if hasattr(os, "sched_setaffinity"):  # Linux; XLA starts a thread for each core that it may use
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    keep_to(config.threads)
     torch.set_num_threads(config.threads)
     console = Console()
     results = [r for solver in SOLVERS for r in measure(solver, config, console)]
     show(results, config, console)
     if config.json is not None:
-        write(config.json, results, config)
+        where = about("jax", "numpy", "torch", "diffrax")
+        write(config.json, where | {"config": asdict(config), "results": [asdict(r) for r in results]})
     if any(r.agrees is False for r in results):
         sys.exit("an implementation does not sample the law")
 

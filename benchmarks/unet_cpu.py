@@ -1,8 +1,8 @@
 """The UNet of Stable Diffusion 1.5 on a CPU in float32, ours against diffusers and torch.
 
-    .venv/bin/python benchmarks/unet_cpu.py                  the whole network, 64x64 latents, batch 1 and 2
-    .venv/bin/python benchmarks/unet_cpu.py --small          a small one: a forward pass and a step of Adam
-    .venv/bin/python benchmarks/unet_cpu.py --attention --convolutions --json cpu.json
+    .venv/bin/python -m benchmarks.unet_cpu                  the whole network, 64x64 latents, batch 1 and 2
+    .venv/bin/python -m benchmarks.unet_cpu --small          a small one: a forward pass and a step of Adam
+    .venv/bin/python -m benchmarks.unet_cpu --attention --convolutions --json cpu.json
 
 Each network runs in a process of its own, which imports one library only, so that its peak of resident memory is that
 of the library; the two take turns, so that whatever else the machine does hits both. Both make the same random weights
@@ -14,21 +14,16 @@ include tracing. Attention and convolutions are compared in one process, form by
 that `sd_port.models` picks.
 """
 
-import json
-import math
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +34,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import (
+    about,
+    cores,
+    diffusers_unet,
+    distance,
+    keep_compilations,
+    keep_to,
+    number,
+    with_random_weights,
+    write,
+)
+from sd_port.hardware import processor
 from sd_port.weights.configs import BUILT_IN
 
 # JAX and torch are imported where they are used: a process that measures the memory of one must not load the other.
@@ -116,7 +123,7 @@ class Config:
     shape_batch: int = 2
     """Of attention and convolutions in the UNet; guidance makes two of one image."""
     repeats: int = 5
-    threads: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads: int = field(default_factory=cores)
     tiny: bool = False
     """Sizes at which the figures mean nothing and everything is done in seconds, for a test."""
     json: Path | None = None
@@ -174,26 +181,6 @@ def inputs(task: Task) -> tuple[np.ndarray, ...]:
     return x, rng.integers(1000, size=task.batch).astype(np.int32), context, eps
 
 
-def random_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor of that name in torch's layout, spread as torch's fresh layers are; the same in every process."""
-    values = np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32)
-    values -= 0.5
-    if len(shape) > 1:
-        values *= 2 / math.sqrt(math.prod(shape[1:]))
-    else:  # no bias is 0 and no norm's scale 1, which would hide mistakes
-        values *= 0.2
-        values += key.endswith("weight")
-    return values
-
-
-def keep_compilations(folder: str) -> None:
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def compiled(task: Task, cache: str):
     """Our program, compiled for shapes alone, the empty module and the seconds it took."""
     import jax
@@ -237,17 +224,10 @@ def ours(task: Task, cache: str) -> Contender:
     import jax
     from flax import nnx
 
-    from sd_port.weights.checkpoint import LazyTensor
-    from sd_port.weights.fill import fill
-    from sd_port.weights.names import to_torch, torch_key, torch_shape
+    from sd_port.weights.names import to_torch, torch_key
 
     program, module, optimizer, seconds = compiled(task, cache)
-    shapes = {torch_key(path): torch_shape(path, leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(module))}
-    tensors = {
-        key: LazyTensor(shape, np.dtype(np.float32), partial(random_weight, key, shape))
-        for key, shape in shapes.items()
-    }
-    _, weights = nnx.split(fill(module, tensors, param_dtype=np.float32, name="unet"))
+    _, weights = nnx.split(with_random_weights(module, np.float32))
     args = jax.device_put(inputs(task))
     if not task.train:
         return Contender(lambda: program(weights, *args[:3]).block_until_ready(), program(weights, *args[:3]), seconds)
@@ -267,15 +247,9 @@ def ours(task: Task, cache: str) -> Contender:
 def theirs(task: Task, cache: str) -> Contender:
     """diffusers and torch, not compiled. `cache` is not used."""
     import torch
-    from diffusers import UNet2DConditionModel
 
     torch.set_num_threads(task.threads)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**{key: value for key, value in task.unet.items() if not key.startswith("_")})
-    unet = unet.to_empty(device="cpu").eval()
-    with torch.no_grad():
-        for key, parameter in unet.named_parameters():
-            parameter.copy_(torch.from_numpy(random_weight(key, tuple(parameter.shape))))
+    unet = diffusers_unet(task.unet)
     x, timesteps, context, eps = (torch.from_numpy(array) for array in inputs(task))
     x, eps = (image.movedim(-1, 1).contiguous() for image in (x, eps))
 
@@ -481,12 +455,6 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Relative L2."""
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-
-
 def measure(config: Config, console: Console) -> list[Result]:
     """The networks first, whose processes want the machine for themselves; then all that one process does."""
     tiny, threads = config.tiny, config.threads
@@ -512,7 +480,7 @@ def measure(config: Config, console: Console) -> list[Result]:
 def show(section: str, results: Sequence[Result], config: Config, console: Console) -> None:
     networks = results[0].peak_bytes is not None
     headers = ("", "ms", "ratio", "GiB", "ratio", "compile", "cached") if networks else ("", "ms", "best", "ratio")
-    title = f"{section}, float32, {config.threads} threads; {cpu()}{'; tiny' if config.tiny else ''}"
+    title = f"{section}, float32, {config.threads} threads; {processor()}{'; tiny' if config.tiny else ''}"
     caption = "medians; ratio: its figure over ours; L2: relative, from torch; compile and cached in seconds"
     table = Table(*headers, "L2", title=title, caption=caption, box=SIMPLE_HEAD)
     table.columns[0].no_wrap = True
@@ -530,36 +498,16 @@ def show(section: str, results: Sequence[Result], config: Config, console: Conso
     console.print(table)
 
 
-def number(value: float | None) -> str:
-    """Three digits."""
-    return "" if not value else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
-def write(path: Path, results: list[Result], config: Config) -> None:
-    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "torch", "diffusers")}
-    record = {"cpu": cpu(), "python": platform.python_version(), "versions": versions}
-    record |= {"config": asdict(config), "results": [asdict(r) for r in results]}
-    whole = path.with_name(f".{path.name}.{os.getpid()}")  # so that no reader sees half a file
-    whole.write_text(json.dumps(record, indent=1, default=str))
-    whole.replace(path)
-
-
 def main(config: Config) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if hasattr(os, "sched_setaffinity"):  # Linux; XLA starts a thread for each core that it may use
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    keep_to(config.threads)
     console = Console()
     results = measure(config, console)
     for section in dict.fromkeys(r.section for r in results):
         show(section, [r for r in results if r.section == section], config, console)
     if config.json is not None:
-        write(config.json, results, config)
+        where = about("jax", "jaxlib", "flax", "optax", "torch", "diffusers")
+        write(config.json, where | {"config": asdict(config), "results": [asdict(r) for r in results]})
     if any(r.agrees is False for r in results):
         sys.exit("ours and torch do not return the same")
 

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.5 on a GPU (JAX's default device): guided sampling in bfloat16 and what a user waits for.
 
-    .venv/bin/python benchmarks/unet_gpu.py --json gpu.json
-    .venv/bin/python benchmarks/unet_gpu.py --attention --images 1
+    .venv/bin/python -m benchmarks.unet_gpu --json gpu.json
+    .venv/bin/python -m benchmarks.unet_gpu --attention --images 1
 
 An it/s is what others report: a step of one guided solver, which calls the UNet on twice as many latents as images.
 Ours is `theory.solve.sample` with DDIM and the noise prediction of `sd_port.noise_fn`, compiled whole; diffusers' is
@@ -16,20 +16,15 @@ Each library has a process to itself, one after the other, and with it all the m
 compiles again with the persistent cache that the second one left.
 """
 
-import json
 import math
 import multiprocessing
-import os
-import platform
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +38,25 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import (
+    about,
+    diffusers_unet,
+    distance,
+    keep_compilations,
+    number,
+    with_random_weights,
+    write,
+)
 from sd_port.models import attention
 from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
+from sd_port.nano.devices import device_name
 from sd_port.noise_fn import unet_noise_fn
-from sd_port.weights.checkpoint import LazyTensor
 from sd_port.weights.configs import BUILT_IN
-from sd_port.weights.fill import abstract, fill
-from sd_port.weights.names import ParameterPath, torch_key, torch_shape
+from sd_port.weights.fill import abstract
+from sd_port.weights.names import ParameterPath
 from theory.schedules import ScaledLinearVP
 from theory.solve import sample, time_grid
 from theory.solvers import DDIM
@@ -179,18 +183,6 @@ class Theirs:
     output: np.ndarray | None = None
 
 
-def random_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor of that name in torch's layout, spread as torch's fresh layers are; the same in every process."""
-    values = np.random.default_rng(zlib.crc32(key.encode())).random(shape, dtype=np.float32)
-    values -= 0.5
-    if len(shape) > 1:
-        values *= 2 / math.sqrt(math.prod(shape[1:]))
-    else:  # no bias is 0 and no norm's scale 1, which would hide mistakes
-        values *= 0.2
-        values += key.endswith("weight")
-    return values
-
-
 def parity_inputs(raw: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One latent (NHWC), timestep and text for both libraries."""
     rng, side = np.random.default_rng(0), raw["sample_size"]
@@ -200,13 +192,7 @@ def parity_inputs(raw: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def network(model: Callable[..., Any], config: Any, dtype: Any) -> Any:
     """The module with its random weights in `dtype` on the device."""
-    module = abstract(model, config, dtype=dtype, param_dtype=dtype)
-    shapes = {torch_key(path): torch_shape(path, leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(module))}
-    tensors = {
-        key: LazyTensor(shape, np.dtype(np.float32), partial(random_weight, key, shape))
-        for key, shape in shapes.items()
-    }
-    return fill(module, tensors, param_dtype=dtype, name=model.__name__)
+    return with_random_weights(abstract(model, config, dtype=dtype, param_dtype=dtype), dtype)
 
 
 def call(module: nnx.Module, method: str, *args: jax.Array) -> Callable[[], jax.Array]:
@@ -338,8 +324,9 @@ def ours(config: Config, cache: str) -> Ours:
     with jax.default_matmul_precision("highest"):  # a GPU rounds float32 factors to 11 bits otherwise
         text_kv = call(wide, "text_kv", context)()
         output = np.asarray(call(wide, "__call__", x, timesteps, text_kv)())
-    name = f"{device.device_kind}, {cpu()}" if device.platform == "cpu" else device.device_kind
-    return Ours(name, device.platform, work, matmul, rates, compile_times[0], decode, encode, forms, output)
+    return Ours(
+        device_name(device), device.platform, work, matmul, rates, compile_times[0], decode, encode, forms, output
+    )
 
 
 def cached_compile_seconds(config: Config, cache: str) -> float:
@@ -349,28 +336,17 @@ def cached_compile_seconds(config: Config, cache: str) -> float:
     return sampling(network(UNet, UNetConfig.from_json(raw), jnp.bfloat16), config.images[0], config)[1]
 
 
-def keep_compilations(folder: str) -> None:
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def theirs(config: Config) -> Theirs:
     """diffusers' figures; runs in a process of its own. On a CPU only what both return is compared."""
     try:
         import torch
-        from diffusers import DDIMScheduler, UNet2DConditionModel
+        from diffusers import DDIMScheduler
     except ImportError as error:
         return Theirs(notes=[f"diffusers is not measured: {error}"])
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = "cuda" if cuda else "cpu"
     raw = (TINY if config.tiny else FULL)["unet"]
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**{key: value for key, value in raw.items() if not key.startswith("_")})
-    unet = unet.to_empty(device=device).eval()
-    with torch.no_grad():
-        for key, parameter in unet.named_parameters():
-            parameter.copy_(torch.from_numpy(random_weight(key, tuple(parameter.shape))))
+    unet = diffusers_unet(raw, device)
     torch.backends.cudnn.allow_tf32 = False
     x, timesteps, context = (torch.from_numpy(array).to(device) for array in parity_inputs(raw))
     with torch.inference_mode():
@@ -432,12 +408,6 @@ def median(run: Callable[[], Any], config: Config) -> float:
     return float(np.median([seconds() for _ in range(config.repeats)]))
 
 
-def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Relative L2."""
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-
-
 def alone(f: Callable[..., Any], *args: Any) -> Any:
     """f(*args) in a new process, which is gone afterwards and its memory on the device with it."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -456,12 +426,9 @@ def measure(config: Config) -> dict[str, Any]:
     ]
     far = None if other.output is None else distance(mine.output, other.output)
     anchors = {name: anchor for name, anchor in ANCHORS.items() if name in mine.device}
-    packages = ("jax", "jaxlib", "flax", "torch", "diffusers")
-    return {
+    return about("jax", "jaxlib", "flax", "torch", "diffusers") | {
         "device": mine.device,
         "platform": mine.platform,
-        "python": platform.python_version(),
-        "versions": {name: installed(name) for name in packages},
         "config": asdict(config),
         "unet_flops": mine.flops,
         "flops_counted": "from the config, a multiply-add twice, without keys and values of the text",
@@ -482,13 +449,6 @@ def measure(config: Config) -> dict[str, Any]:
             for what, value in figures.items()
         ],
     }
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def show(record: Mapping[str, Any], config: Config, console: Console) -> None:
@@ -540,24 +500,11 @@ def show_attention(forms: Sequence[Mapping[str, Any]], console: Console) -> None
     console.print(table)
 
 
-def number(value: float | None) -> str:
-    """Three digits."""
-    return "" if not value else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main(config: Config) -> None:
     record = measure(config)
     show(record, config, Console())
     if config.json is not None:
-        whole = config.json.with_name(f".{config.json.name}.{os.getpid()}")  # so that no reader sees half a file
-        whole.write_text(json.dumps(record, indent=1, default=str))
-        whole.replace(config.json)
+        write(config.json, record)
     if record["agrees"] is False or not record["attention_agrees"]:
         sys.exit("ours and theirs do not return the same")
 

@@ -37,7 +37,7 @@ class DragCommand(EditCommand, DragOptions):
     save_frames: Path | None = None
     """A GIF of the picture after every operation."""
     forward_batch: int = 4
-    """Noise predictions of the way up to ask for at once: more of them fill a GPU, and need its memory."""
+    """Latents of the way up to ask the network for at once, all pictures together: more fill a GPU, and need memory."""
 
     def config(self, model: str) -> DragConfig:
         return self.config_on(model, self.brought().settings(DragConfig))

@@ -83,7 +83,7 @@ class _FromPrompt(_Translate):
     source_guidance: float | None = None
     """How much it counts on the way up; 1 by default."""
     forward_batch: int = 4
-    """Noise predictions of the way up to ask for at once: more of them fill a GPU, and need its memory."""
+    """Latents of the way up to ask the network for at once, all pictures together: more fill a GPU, and need memory."""
 
     def check(self) -> None:
         super().check()
@@ -197,7 +197,7 @@ class ReconstructCommand(_Translate):
     method: Literal["sde", "ode"] = "sde"
     """Cycle-SDE, which loses nothing, or DDIM inversion."""
     forward_batch: int = 4
-    """Noise predictions of the way up to ask for at once: more of them fill a GPU, and need its memory."""
+    """Latents of the way up to ask the network for at once, all pictures together: more fill a GPU, and need memory."""
 
     @property
     def kind(self) -> Kind:

@@ -123,6 +123,15 @@ def guided(
     return pipe.noise_fn(texts, null, guidance, lora_scale, batch=len(prompts), condition=condition)
 
 
+def times_at_once(batch_size: int, pictures: int) -> int:
+    """At how many times of its path Cycle-SDE asks for noise predictions at once: in all of `batch_size` latents.
+
+    What fills a device need not be filled up: on two CPU cores four times of 24 pictures at once take 1.4 times as long
+    as one after the other, and four times of one picture three quarters.
+    """
+    return max(1, batch_size // pictures)
+
+
 def decode(pipe: StableDiffusion, latents: Image, size: tuple[int, int]) -> np.ndarray:
     """(batch, height, width, 3) of this size, the padding cut off. Raises FloatingPointError for what is no picture."""
     images = np.asarray(pipe.decode(latents))

@@ -26,6 +26,7 @@ from sd_port.edits.canvas import (
     encode,
     latent_mask,
     solver_of,
+    times_at_once,
 )
 from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.edits.operation import operate
@@ -81,8 +82,8 @@ def drag_many(
     """Pictures of one size at once, each with its own points, mask and prompt; `drag` is this for one.
 
     A picture whose drag needs fewer operations than others rests in the later ones. With keep_frames the results hold
-    the picture after every operation, each of which costs a decoding. `batch_size` is how many noise
-    predictions of the way up are asked for at once: more of them fill a GPU.
+    the picture after every operation, each of which costs a decoding. `batch_size` is of how many latents
+    the way up asks for noise predictions at once, at least of one of every picture: more of them fill a GPU.
 
     Raises ValueError for pictures of several sizes, and as `drag` does.
     """
@@ -128,7 +129,7 @@ def drag_many(
             method=config.method,
             carry_noise=config.carry_noise,
             mask_latent=config.compat == "clean",
-            batch_size=batch_size,
+            batch_size=times_at_once(batch_size, len(drags)),
         )
         moved |= np.asarray(move.active)
         if keep_frames:

@@ -31,6 +31,7 @@ from sd_port.edits.canvas import (
     guided,
     latent_mask,
     solver_of,
+    times_at_once,
 )
 from sd_port.models.layers import Image
 from sd_port.pipeline import StableDiffusion
@@ -115,7 +116,8 @@ def translate(
     target_eps = guided(pipe, target_prompts, config.guidance, config.lora_scale)
     ts, solver = config.grid(pipe.schedule), config.solver(pipe.schedule)
     x0 = encode(pipe, images)
-    x = _edit(solver, source_eps, target_eps, x0, ts, key, mask, latent=LATENTS[config.kind], batch_size=batch_size)
+    at_once = times_at_once(batch_size, n)
+    x = _edit(solver, source_eps, target_eps, x0, ts, key, mask, latent=LATENTS[config.kind], batch_size=at_once)
     return [
         EditResult(
             picture,

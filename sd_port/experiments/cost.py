@@ -13,6 +13,7 @@ import jax
 import jax.random as jr
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from sd_port.edits.follow import DRAWS
 from sd_port.edits.inpaint import InpaintConfig
@@ -36,6 +37,7 @@ from sd_port.experiments.inpainting import filled, masks_of
 from sd_port.experiments.judge import Judged, Key, Pictures, Task, gathered, judge
 from sd_port.experiments.panels import line
 from sd_port.nano import GUIDANCE
+from sd_port.nano.devices import device_name
 from sd_port.nano.fresh import size_of
 from sd_port.pipeline import StableDiffusion
 from toys.results import Row
@@ -43,6 +45,7 @@ from toys.style import ODE, SDE, figure, letter, styled
 
 TITLE = "What quality costs: time and network evaluations"
 EDITS = {"inpainting": "residual", "translation": "rmse", "dragging": "rmse"}  # and what tells their quality
+TICKS = (1, 1.5, 2, 3, 5, 7)  # of every power of ten
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def run(config: Config) -> Arrays:
         found=gathered(judge(results), *axes),
         seconds=gathered(seconds, *axes),
         evaluations=gathered(evaluations, *axes),
-        device=np.array(jax.devices()[0].device_kind),
+        device=np.array(device_name(jax.devices()[0])),
     )
 
 
@@ -175,8 +178,10 @@ def plot(arrays: Arrays) -> Figure:
         axis, field = axes[j, i], Judged._fields.index(EDITS[edit])
         for m, (colour, marks) in enumerate(((ODE, "--"), (SDE, "-"))):
             line(axis, cost[i, :, m], arrays.found[i, :, m, field], color=colour, ls=marks, label=METHODS[m].upper())
-        axis.set(xscale="log", xlabel=label, title=edit if j == 0 else "")
-        axis.set_ylabel(MEASURES[EDITS[edit]].short)
-    axes[0, 0].legend()
+        axis.set(xscale="log", xlabel=label, ylabel=MEASURES[EDITS[edit]].short, title=edit if j == 0 else "")
+        axis.xaxis.set_major_locator(LogLocator(subs=TICKS))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     letter(list(axes.ravel()))
     return made

@@ -164,12 +164,13 @@ def _against_published(arrays: Arrays) -> list[Row]:
 def plot(arrays: Arrays) -> Figure:
     settings = list(dict.fromkeys(arrays.settings.tolist()))
     made = figure(4.6)
-    axes = made.subplots(len(DRAWN), len(settings), sharey="row")
+    widths = [1 + np.sum(arrays.settings == setting) for setting in settings]
+    axes = made.subplots(len(DRAWN), len(settings), sharey="row", width_ratios=widths)
     for (j, setting), (i, name) in itertools.product(enumerate(settings), enumerate(DRAWN)):
         here, axis = np.flatnonzero(arrays.settings == setting), axes[i, j]
         for m, colour in enumerate((ODE, CYCLE)):
             values = arrays.found[here, m, Judged._fields.index(name)]
-            lines = "" if setting in ("form", "preset") else ("-", "--")[m]
+            lines = "" if setting in ("form", "preset") else ("--", "-")[m]
             line(
                 axis, np.arange(len(here)) + 0.1 * m, values, color=colour, ls=lines, label=f"{METHODS[m].upper()}-Drag"
             )

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sd_port.hardware import processor
+
 
 def split_cpu(devices: int) -> None:
     """Has XLA take the CPU for that many devices, or for as many as it has cores; before the first use of a device.
@@ -21,3 +23,8 @@ def split_cpu(devices: int) -> None:
 def all_devices() -> Mesh:
     """The mesh of all devices, whose axis is the batch."""
     return Mesh(np.array(jax.devices()), ("batch",))
+
+
+def device_name(device: jax.Device) -> str:
+    """Of a device; JAX calls every CPU cpu."""
+    return processor() if device.platform == "cpu" else device.device_kind
