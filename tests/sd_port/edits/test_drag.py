@@ -195,6 +195,20 @@ def test_several_pictures_at_once():
     assert short.record["prompt"] == "a boat" and long.record["config"]["radius"] == 2
 
 
+@pytest.mark.parametrize(("count", "batch_size", "times"), [(1, 4, 4), (2, 4, 2), (3, 4, 1), (3, 2, 1)])
+def test_all_pictures_count_in_what_is_asked_for_at_once(monkeypatch, count, batch_size, times):
+    asked = []
+
+    def still(solver, eps_fn, x, *rest, batch_size, **how):
+        asked.append(batch_size)
+        return x
+
+    monkeypatch.setattr(import_module("sd_port.edits.drag"), "operate", still)
+    drags = [Drag(picture, SOURCE, TARGET) for picture in pictures()[:count]]
+    drag_many(nano(), drags, QUICK, key=jr.key(0), batch_size=batch_size)
+    assert set(asked) == {times}
+
+
 def test_t0_for_a_patch():
     """Cells of the patch times SNR are those of the published patch at 0.6, which is its own t0."""
     schedule = nano().schedule
