@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.random as jr
 import numpy as np
 import tyro
@@ -115,7 +114,7 @@ def main(config: Config) -> list[Result]:
     ]
     report(found)
     if config.json is not None:
-        where = about("jax", "jaxlib", "flax", "torch", "diffusers") | {"device": device_name(jax.devices()[0])}
+        where = about("jax", "jaxlib", "flax", "torch", "diffusers") | {"device": device_name()}
         rows = [dataclasses.asdict(one) for one in found]
         write(config.json, where | {"config": dataclasses.asdict(config), "results": rows})
     return found

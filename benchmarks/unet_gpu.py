@@ -324,9 +324,7 @@ def ours(config: Config, cache: str) -> Ours:
     with jax.default_matmul_precision("highest"):  # a GPU rounds float32 factors to 11 bits otherwise
         text_kv = call(wide, "text_kv", context)()
         output = np.asarray(call(wide, "__call__", x, timesteps, text_kv)())
-    return Ours(
-        device_name(device), device.platform, work, matmul, rates, compile_times[0], decode, encode, forms, output
-    )
+    return Ours(device_name(), device.platform, work, matmul, rates, compile_times[0], decode, encode, forms, output)
 
 
 def cached_compile_seconds(config: Config, cache: str) -> float:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import jax
 import jax.random as jr
 import numpy as np
 from matplotlib.figure import Figure
@@ -107,7 +106,7 @@ def run(config: Config) -> Arrays:
         found=gathered(judge(results), *axes),
         seconds=gathered(seconds, *axes),
         evaluations=gathered(evaluations, *axes),
-        device=np.array(device_name(jax.devices()[0])),
+        device=np.array(device_name()),
     )
 
 

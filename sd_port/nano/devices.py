@@ -25,6 +25,7 @@ def all_devices() -> Mesh:
     return Mesh(np.array(jax.devices()), ("batch",))
 
 
-def device_name(device: jax.Device) -> str:
-    """Of a device; JAX calls every CPU cpu."""
+def device_name() -> str:
+    """Of the first device; JAX calls every CPU cpu."""
+    device = jax.devices()[0]
     return processor() if device.platform == "cpu" else device.device_kind
