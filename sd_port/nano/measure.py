@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from sd_port.nano.quality import Sample, discrepancies, errors, judged, spread
 from sd_port.nano.read_out import read_out
 from sd_port.nano.train import CONFIG, LONGER, read_config
 from sd_port.pipeline import StableDiffusion
+from theory.files import write_whole
 from theory.processes import forward_path
 from theory.solve import invert, record, replay, sample, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M
@@ -163,19 +165,24 @@ def sweep(pipe: StableDiffusion, n: int, out: Path) -> dict[str, Any]:
     return {"n": n, "rows": rows}
 
 
-def reconstruction(pipe: StableDiffusion, n: int) -> dict[str, Any]:
-    """Unedited latents up to t0 and back (Appendix A of the paper): Cycle-SDE, and ODE inversion."""
+def reconstruction(pipe: StableDiffusion, n: int, kept: Path) -> dict[str, Any]:
+    """Unedited latents up to t0 and back (Appendix A of the paper): Cycle-SDE, and ODE inversion.
+
+    kept: a file for the rows that are done, with which a run that was cut off goes on.
+    """
     data = fresh(4, n, size_of(pipe))
     texts = [caption.text for caption in data.captions]
     latents = np.asarray(by_chunks(pipe.encode, data.images))
-    rows = []
     few = max(2, n // 50)  # of a thousand steps, which take 4,000 guided evaluations a scene
-    for steps, count in ((10, n), (30, n), (100, n), (1000, few)):
-        for guidance_scale in (1.0, 3.0):
-            for dtype in ("float32", "float64"):
-                found = _reconstructed(pipe, latents[:count], texts[:count], steps, guidance_scale, dtype)
-                rows.append({"steps": steps, "n": count, "guidance": guidance_scale, "dtype": dtype, **found})
-                print(rows[-1], flush=True)
+    counts = {10: n, 30: n, 100: n, 1000: few}
+    rows = json.loads(kept.read_text()) if kept.exists() else []
+    for steps, guidance_scale, dtype in list(product(counts, (1.0, 3.0), ("float32", "float64")))[len(rows) :]:
+        some = slice(counts[steps])
+        found = _reconstructed(pipe, latents[some], texts[some], steps, guidance_scale, dtype)
+        rows.append({"steps": steps, "n": counts[steps], "guidance": guidance_scale, "dtype": dtype, **found})
+        write_whole(kept, lambda file: file.write(json.dumps(rows).encode()))
+        print(rows[-1], flush=True)
+    kept.unlink()
     return {"rows": rows}
 
 
@@ -200,7 +207,11 @@ def _reconstructed(pipe, latents, texts, steps: int, guidance_scale: float, dtyp
 
 def _in_float64(eps_fn):
     """The network in float32, its weights and answers in float64: the solver's rounding alone is left."""
-    return jax.tree_util.Partial(lambda inner, x, t: inner(x.astype(jnp.float32), t).astype(jnp.float64), eps_fn)
+    return jax.tree_util.Partial(_widened, eps_fn)
+
+
+def _widened(inner, x, t):  # a function with a name: a new one for every chunk would compile for every chunk
+    return inner(x.astype(jnp.float32), t).astype(jnp.float64)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -262,11 +273,12 @@ def main(argv: list[str] | None = None) -> None:
         def part(n: int) -> int:
             return max(2, round(args.share * n))
 
+        rows = f"reconstruction-{digest[:8]}-{args.share:g}.rows"
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "autoencoder": lambda: autoencoder(pipe, part(1000)),
             "samples": lambda: samples(pipe, part(2000), args.out),
             "sweep": lambda: sweep(pipe, part(200), args.out),
-            "reconstruction": lambda: reconstruction(pipe, part(200)),
+            "reconstruction": lambda: reconstruction(pipe, part(200), args.out / rows),
             "memory": lambda: memory(pipe, part(500), args.out, {c.seed: c.scenes for c in configs}),
         }
         for name in args.only or parts:
@@ -277,8 +289,7 @@ def main(argv: list[str] | None = None) -> None:
             started = time.perf_counter()
             found = parts[name]() | of
             found |= {"jax": version("jax"), "seconds": round(time.perf_counter() - started)}
-            path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
-            path.with_suffix(".part").rename(path)
+            write_whole(path, lambda file, found=found: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
             print(path, flush=True)
     except (ValueError, OSError) as error:
         print(f"measure: {' '.join(str(error).split())}", file=sys.stderr)
