@@ -1,6 +1,7 @@
 """Image to image: against loops written out in torch, and the laws that the paper states."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -75,6 +76,19 @@ def test_only_cycle_sde_gives_the_picture_back(nano, pictures, guidance):
         return distance(np.stack([result.latents for result in results]), x0)
 
     assert lost("cycle") < RECONSTRUCTION_32 and lost("ddib") > 0.02
+
+
+@pytest.mark.parametrize(("count", "times"), [(1, 4), (2, 2)])
+def test_all_pictures_count_in_what_is_asked_for_at_once(monkeypatch, nano, pictures, count, times):
+    asked = []
+
+    def still(solver, source_eps, target_eps, x0, *rest, latent, batch_size):
+        asked.append(batch_size)
+        return x0
+
+    monkeypatch.setattr(import_module("sd_port.edits.translate"), "_edit", still)
+    translate(nano, pictures[:count], [BEFORE] * count, [AFTER] * count, QUICK, key=jr.key(0), batch_size=4)
+    assert asked == [times]
 
 
 @pytest.mark.parametrize("kind", LATENTS)
