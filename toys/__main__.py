@@ -21,7 +21,7 @@ SUITE = Suite(
     heading="# The toy experiments in numbers\n\n"
     "Errors are standard errors of samples; `exact` is known otherwise than by sampling.\n",
     folders=("theory", "toys"),
-    at_once=("learned", "plane", "drag", "kl", "steps", "priors"),  # compiling, on one core, takes most of their time
+    at_once=("learned", "plane", "kl", "drag", "steps", "priors"),
 )
 
 

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from theory.editing import Latent, edit
-from theory.mixtures import GaussianMixture, gaussian, noise_fn
+from theory.mixtures import GaussianMixture, gaussian
 from theory.solve import time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, Heun
 from theory.types import PRNGKey, Solver, Time, Times
@@ -37,6 +37,7 @@ from toys.pictures import (
     Operation,
     dragged_laws,
     exact_kl,
+    noise_fn,
     operations,
     pictures,
     places,
@@ -105,7 +106,7 @@ def dragged(
     latent: Latent, solver: Solver, law: GaussianMixture, x: Array, ops: Operation, m: Count, ts: Times, key: PRNGKey
 ) -> Array:
     """The pictures x, (n, d), after the first m operations, each up to ts[0] and back by `theory.editing.edit`."""
-    eps_fn = noise_fn(law, SCHEDULE)
+    eps_fn = noise_fn(law)
 
     def operate(i: Array, x: Array) -> Array:
         edit_key, noise_key = jr.split(jr.fold_in(key, i))

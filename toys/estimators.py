@@ -35,7 +35,7 @@ def histogram_mean(x: Sample, y: Sample, log_q: LogDensity, bins: int = 99, reac
 def kernel_density(x: Sample, y: Sample, log_q: LogDensity, points: int = 1000) -> float:
     """From a kernel density estimate of each sample, Scott's bandwidth (scipy's default), averaged over some of x."""
     p, q = gaussian_kde(x.T), gaussian_kde(y.T)
-    return float(np.mean(p.logpdf(x[:points].T) - q.logpdf(x[:points].T)))
+    return float(np.mean(np.log(p(x[:points].T) / q(x[:points].T))))
 
 
 def kernel_density_of_one(x: Sample, y: Sample, log_q: LogDensity, points: int = 1001) -> float:
@@ -45,9 +45,9 @@ def kernel_density_of_one(x: Sample, y: Sample, log_q: LogDensity, points: int =
     """
     p = gaussian_kde(x.T)
     grid = np.linspace(x.min() - 1, x.max() + 1, points)
-    log_p = p.logpdf(grid)
-    kept = log_p > -700
-    terms = np.exp(log_p[kept]) * (log_p[kept] - log_q(grid[kept][:, None]))
+    density = p(grid)
+    kept = density > 0
+    terms = density[kept] * (np.log(density[kept]) - log_q(grid[kept][:, None]))
     return float(terms.sum() * (grid[1] - grid[0]))
 
 

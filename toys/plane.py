@@ -111,20 +111,33 @@ def other_data() -> GaussianMixture:
     return mixture([1 / 6] * 6, means, [0.02 * np.eye(2)] * 6)
 
 
-@partial(jax.jit, static_argnames=("task", "sampler"))
 def edited(task: str, sampler: str, x0: Array, ts: Times, key: PRNGKey) -> Float[Array, "n 2"]:
     """The points x0 after the edit at ts[0]: the procedure of the paper's Sec. 3.1, `theory.editing.edit`."""
-    target, source = data(), other_data() if task == "translation" else data()
-    eps, source_eps = noise_fn(target, SCHEDULE), noise_fn(source, SCHEDULE)
-    edit_key, fill_key = jr.split(key)
-    latent, solver = METHODS[sampler]
     if task == "inpainting":
-        # The lost coordinate starts from unit noise; the known one follows its own noised path.
-        known, fill = x0 * jnp.array([[1.0, 0.0]]), jr.normal(fill_key, x0.shape)
-        lost = jnp.array([[False, True]])
-        return edit(solver, eps, eps, known, ts, edit_key, latent="noise", manipulate=lambda x: fill, mask=lost)
-    shift = SCHEDULE.alpha(ts[0]) * jnp.array([SHIFT]) * (task == "drag")
-    return edit(solver, source_eps, eps, x0, ts, edit_key, latent=latent, manipulate=lambda x: x + shift)
+        return _refilled(sampler, x0, ts, key)
+    source = other_data() if task == "translation" else data()
+    return _moved(sampler, source, SCHEDULE.alpha(ts[0]) * jnp.array([SHIFT]) * (task == "drag"), x0, ts, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _moved(
+    sampler: str, source: GaussianMixture, shift: Float[Array, "1 2"], x0: Array, ts: Times, key: PRNGKey
+) -> Float[Array, "n 2"]:
+    """Up by the noise prediction of this source, shifted, and back by that of the data."""
+    latent, solver = METHODS[sampler]
+    eps, source_eps = noise_fn(data(), SCHEDULE), noise_fn(source, SCHEDULE)
+    return edit(solver, source_eps, eps, x0, ts, key, latent=latent, manipulate=lambda x: x + shift)
+
+
+@partial(jax.jit, static_argnums=0)
+def _refilled(sampler: str, x0: Array, ts: Times, key: PRNGKey) -> Float[Array, "n 2"]:
+    """The lost coordinate starts from unit noise; the known one follows its own noised path."""
+    eps, (edit_key, fill_key) = noise_fn(data(), SCHEDULE), jr.split(key)
+    known, fill = x0 * jnp.array([[1.0, 0.0]]), jr.normal(fill_key, x0.shape)
+    lost = jnp.array([[False, True]])
+    return edit(
+        METHODS[sampler][1], eps, eps, known, ts, edit_key, latent="noise", manipulate=lambda x: fill, mask=lost
+    )
 
 
 @jax.jit
@@ -164,11 +177,13 @@ def healed_density(start: GaussianMixture, t0: Time, plane: Plane, x: Float[Arra
     mass = jnp.exp(start.log_prob(plane.points)) * plane.area
     kernel = jax.vmap(lambda y: data().reverse_kernel(SCHEDULE, y, t0, jnp.zeros(())))(plane.points)
     shape = jax.tree.map(lambda leaf: leaf[0], kernel)  # only its weights and means depend on y
-    scale = 2 * jnp.pi * jnp.sqrt(jnp.prod(shape.variances, axis=-1))
+    whiten = shape.axes / jnp.sqrt(shape.variances)[:, None]
+    means = jnp.einsum("nki,kij->jkn", kernel.means, whiten)
+    heights = mass[None] * kernel.weights.T / (2 * jnp.pi * jnp.sqrt(jnp.prod(shape.variances, axis=-1)))[:, None]
 
     def density(x: Float[Array, "2"]) -> Float[Array, ""]:
-        z = jnp.einsum("nki,kij->nkj", x[None, None] - kernel.means, shape.axes) / jnp.sqrt(shape.variances)[None]
-        return mass @ jnp.sum(kernel.weights * jnp.exp(-jnp.sum(z**2, axis=-1) / 2) / scale[None], axis=-1)
+        squares = (jnp.einsum("i,kij->jk", x, whiten)[..., None] - means) ** 2
+        return jnp.vdot(heights, jnp.exp(-(squares[0] + squares[1]) / 2))
 
     return jax.lax.map(density, x, batch_size=16)
 

@@ -140,6 +140,17 @@ def gaussian_pictures():
     return gaussian(law.mean(), law.covariance())
 
 
+def test_pictures_share_a_covariance():
+    """Their quick noise prediction is the theory's, to rounding; of components that differ it would not be."""
+    law, t = pictures.pictures(), jnp.asarray(0.3)
+    x = law.marginal(pictures.SCHEDULE, t).sample(jr.key(0), (20,))
+    found, expected = pictures.noise_fn(law)(x, t), noise_fn(law, pictures.SCHEDULE)(x, t)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    differing = law._replace(variances=law.variances.at[1:].multiply(2))
+    off = pictures.noise_fn(differing)(x, t) - noise_fn(differing, pictures.SCHEDULE)(x, t)
+    assert jnp.abs(off).max() > 0.1
+
+
 def test_the_drag_heals_under_the_sde_only():
     """Exact KL on Gaussian data: the ODE keeps what Eq. (12) did to the law at t0, the SDE loses most of it."""
     arrays, data = tiny("drag"), gaussian_pictures()
