@@ -7,8 +7,9 @@ import json
 import math
 import os
 import platform
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,11 @@ import numpy as np
 
 from sd_port.hardware import processor
 from theory.files import write_whole
+
+# A tenth of the temporary memory at the same speed: operations run one by one, each on all threads. As sd-edit sets it.
+CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+TOLERANCE_32 = 1e-5  # relative L2 of float32 outputs; torch itself is some 1e-6 from float64
+PAUSE = 0.02  # seconds before each call: the threads of the one before wait actively for a while
 
 
 def cores() -> int:
@@ -80,6 +86,14 @@ def diffusers_unet(raw: Mapping[str, Any], device: str = "cpu") -> Any:
         for key, parameter in unet.named_parameters():
             parameter.copy_(torch.from_numpy(random_weight(key, tuple(parameter.shape))))
     return unet
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """What one call takes."""
+    time.sleep(PAUSE)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def distance(ours: np.ndarray, theirs: np.ndarray) -> float:

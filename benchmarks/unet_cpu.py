@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.unet_cpu                  the whole network, 64x64 latents, batch 1 and 2
     .venv/bin/python -m benchmarks.unet_cpu --small          a small one: a forward pass and a step of Adam
-    .venv/bin/python -m benchmarks.unet_cpu --attention --convolutions --json cpu.json
+    .venv/bin/python -m benchmarks.unet_cpu --full --small --json cpu.json
 
 Each network runs in a process of its own, which imports one library only, so that its peak of resident memory is that
 of the library; the two take turns, so that whatever else the machine does hits both. Both make the same random weights
@@ -10,8 +10,7 @@ and the same inputs, and ours must return what diffusers returns, or the script 
 values of the text in every call, as diffusers does; a sampler of ours computes them once.
 
 Compiling is timed with an empty persistent cache and, in another process, with the cache that the first one left; both
-include tracing. Attention and convolutions are compared in one process, form by form, in turn; a star marks the form
-that `sd_port.models` picks.
+include tracing. `benchmarks.layers` measures attention and convolutions by themselves.
 """
 
 import multiprocessing
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import (
+    CPU_OPTIONS,
+    TOLERANCE_32,
     about,
     cores,
     diffusers_unet,
@@ -42,6 +42,7 @@ from benchmarks.measuring import (
     keep_compilations,
     keep_to,
     number,
+    seconds,
     with_random_weights,
     write,
 )
@@ -51,11 +52,7 @@ from sd_port.weights.configs import BUILT_IN
 # JAX and torch are imported where they are used: a process that measures the memory of one must not load the other.
 
 SPAWN = multiprocessing.get_context("spawn")
-# A tenth of the temporary memory at the same speed: operations run one by one, each on all threads.
-OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}  # as sd-edit sets it
-TOLERANCE = 1e-5  # relative L2 of float32 outputs; torch itself is some 1e-6 from float64
 LEARNING_RATE = 1e-4
-PAUSE = 0.02  # seconds before each call: the threads of the one before wait actively for a while
 
 FULL = BUILT_IN["SD 1.5"]["unet"]
 SMALL = FULL | {
@@ -76,35 +73,6 @@ TINY = SMALL | {  # attends in the middle alone
     "up_block_types": ["UpBlock2D"],
 }
 
-# (queries, keys, heads, dim) of the UNet at 64x64 latents, to itself and to the text, and of the VAE
-ATTENTIONS = [
-    (tokens, keys, 8, dim)
-    for tokens, dim in ((4096, 40), (1024, 80), (256, 160), (64, 160))
-    for keys in (tokens, 77)
-] + [(4096, 4096, 1, 512)]  # fmt: skip
-TINY_ATTENTIONS = [(256, 256, 2, 8)]
-
-
-class Convolution(NamedTuple):
-    """A 3x3 convolution of the UNet; an upsampled one doubles its input first."""
-
-    side: int
-    inputs: int
-    outputs: int
-    stride: int = 1
-    upsampled: bool = False
-
-
-CONVOLUTIONS = [
-    *(Convolution(64, *io) for io in ((4, 320), (320, 320), (640, 320), (960, 320), (320, 4))),
-    *(Convolution(32, *io) for io in ((320, 640), (640, 640), (960, 640), (1280, 640), (1920, 640))),
-    *(Convolution(16, *io) for io in ((640, 1280), (1280, 1280), (1920, 1280), (2560, 1280))),
-    *(Convolution(8, *io) for io in ((1280, 1280), (2560, 1280))),
-    *(Convolution(*where, stride=2) for where in ((64, 320, 320), (32, 640, 640), (16, 1280, 1280))),
-    *(Convolution(*where, upsampled=True) for where in ((32, 640, 640), (16, 1280, 1280), (8, 1280, 1280))),
-]
-TINY_CONVOLUTIONS = [Convolution(8, 4, 32, stride=2), Convolution(8, 32, 32, upsampled=True)]
-
 
 @dataclass(frozen=True)
 class Config:
@@ -114,14 +82,8 @@ class Config:
     """The UNet of SD 1.5, 860 million parameters; some five minutes and 9 GB."""
     small: bool = False
     """A UNet of 6.6 million parameters: forward at batch 16, a step of Adam at batch 64."""
-    attention: bool = False
-    """Each form of attention at the shapes of the UNet and the VAE."""
-    convolutions: bool = False
-    """Each form of convolution at the shapes of the UNet."""
     batches: tuple[int, ...] = (1, 2)
     """Of the whole network."""
-    shape_batch: int = 2
-    """Of attention and convolutions in the UNet; guidance makes two of one image."""
     repeats: int = 5
     threads: int = field(default_factory=cores)
     tiny: bool = False
@@ -132,10 +94,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """One contender of one case. A `ratio` is its figure over ours: above 1, ours is better.
-
-    In a case of several forms of ours, ours is the one that is picked.
-    """
+    """One contender of one case. A `ratio` is its figure over ours: above 1, ours is better."""
 
     section: str
     case: str
@@ -143,11 +102,10 @@ class Result:
     seconds: float  # the median of the rounds
     best: float
     ratio: float
-    picked: bool = False
-    distance: float | None = None  # relative L2 from torch; None for torch
+    peak_bytes: int
+    peak_ratio: float
+    distance: float | None = None  # relative L2 from diffusers; None for diffusers
     agrees: bool | None = None
-    peak_bytes: int | None = None
-    peak_ratio: float | None = None
     compile_seconds: float | None = None
     cached_seconds: float | None = None
 
@@ -209,9 +167,11 @@ def compiled(task: Task, cache: str):
     start = time.perf_counter()
     if task.train:
         state = jax.eval_shape(optimizer.init, weights)
-        lowered = jax.jit(step, donate_argnums=(0, 1), compiler_options=OPTIONS).lower(weights, state, *inputs(task))
+        lowered = jax.jit(step, donate_argnums=(0, 1), compiler_options=CPU_OPTIONS).lower(
+            weights, state, *inputs(task)
+        )
     else:
-        lowered = jax.jit(forward, compiler_options=OPTIONS).lower(weights, *inputs(task)[:3])
+        lowered = jax.jit(forward, compiler_options=CPU_OPTIONS).lower(weights, *inputs(task)[:3])
     program = lowered.compile()
     return program, module, optimizer, time.perf_counter() - start
 
@@ -341,7 +301,7 @@ def networks(section: str, task: Task, config: Config, console: Console) -> list
         for name in pipes
     )
     far = distance(output, reference)
-    mine = replace(mine, distance=far, agrees=far <= TOLERANCE, picked=True)
+    mine = replace(mine, distance=far, agrees=far <= TOLERANCE_32)
     return [replace(mine, compile_seconds=cold, cached_seconds=cached), other]
 
 
@@ -355,111 +315,10 @@ def finish(pipe: Connection) -> int:
     return pipe.recv()
 
 
-def forms(
-    section: str, case: str, contenders: Mapping[str, Callable[[], Any]], picked: str, config: Config
-) -> list[Result]:
-    """Forms of ours and "torch" in one process, in turn."""
-    outputs = {name: np.asarray(run(), np.float64) for name, run in contenders.items()}
-    rounds = [{name: seconds(run) for name, run in contenders.items()} for _ in range(config.repeats + 1)][1:]
-    times = {name: np.array([r[name] for r in rounds]) for name in contenders}
-    best = float(np.median(times[picked]))
-    found = []
-    for name, t in times.items():
-        result = Result(section, case, name, float(np.median(t)), float(t.min()), float(np.median(t)) / best)
-        if name != "torch":
-            far = distance(outputs[name], outputs["torch"])
-            result = replace(result, distance=far, agrees=far <= TOLERANCE, picked=name == picked)
-        found.append(result)
-    return found
-
-
-def jitted(f: Callable, *args: np.ndarray) -> Callable[[], Any]:
-    """A call of f on arrays of JAX, compiled as the networks are."""
-    import jax
-
-    f, arrays = jax.jit(f, compiler_options=OPTIONS), jax.device_put(args)
-    return lambda: jax.block_until_ready(f(*arrays))
-
-
-def attention(config: Config) -> Iterator[Result]:
-    """Each method against torch's scaled_dot_product_attention."""
-    import jax
-    import torch
-
-    from sd_port.models.attention import KeysValues, choose, chunked, mapped, plain
-
-    rng = np.random.default_rng(0)
-    for queries, tokens, heads, dim in TINY_ATTENTIONS if config.tiny else ATTENTIONS:
-        batch = 1 if heads == 1 else config.shape_batch  # one head: the VAE's, which no guidance doubles
-        shapes = [(batch, n, heads, dim) for n in (queries, tokens, tokens)]
-        arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
-        q, k, v = (torch.from_numpy(array).transpose(1, 2) for array in arrays)
-        contenders: dict[str, Callable[[], Any]] = {
-            method.__name__: jitted(lambda q, k, v, method=method: method(q, KeysValues(k, v)), *arrays)
-            for method in (plain, mapped, chunked)
-        }
-        contenders["torch"] = torch.inference_mode()(
-            lambda q=q, k=k, v=v: torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        )
-        picked = choose(jax.default_backend(), np.float32, shapes[0], tokens)
-        case = f"{batch}x{queries}x{heads}x{dim}, {tokens} keys"
-        yield from forms("attention", case, contenders, picked, config)
-
-
-def convolutions(config: Config) -> Iterator[Result]:
-    """Each form against torch's conv2d, after its interpolate where the size is doubled."""
-    import jax
-    import jax.numpy as jnp
-    import torch
-
-    from sd_port.models.conv import conv, conv_upsampled, gathered, library, winograd, winograd_upsampled
-
-    def doubled(f):
-        return lambda x, kernel: f(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel)
-
-    rng = np.random.default_rng(0)
-    for c in TINY_CONVOLUTIONS if config.tiny else CONVOLUTIONS:
-        x = rng.standard_normal((config.shape_batch, c.side, c.side, c.inputs), dtype=np.float32)
-        kernel = rng.standard_normal((3, 3, c.inputs, c.outputs), dtype=np.float32)
-        found = {
-            "library": partial(library, stride=c.stride, padding=(1, 1)),
-            "gathered": partial(gathered, stride=c.stride, padding=(1, 1)),
-        }
-        if c.stride == 1:
-            found["winograd"] = winograd
-        chooser = partial(conv, stride=c.stride)
-        if c.upsampled:
-            found = {name: doubled(f) for name, f in found.items()} | {"winograd_upsampled": winograd_upsampled}
-            chooser = partial(conv_upsampled, height=2 * c.side, width=2 * c.side)
-        programs = {name: str(jax.make_jaxpr(f)(x, kernel)) for name, f in found.items()}
-        chosen = str(jax.make_jaxpr(chooser)(x, kernel))
-        picked = next(name for name, program in programs.items() if program == chosen)
-        nchw = torch.from_numpy(x).movedim(-1, 1).contiguous()
-        oihw = torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous()
-
-        @torch.inference_mode()
-        def theirs(x=nchw, kernel=oihw, c=c):
-            x = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest") if c.upsampled else x
-            return torch.nn.functional.conv2d(x, kernel, stride=c.stride, padding=1).movedim(1, -1)
-
-        contenders = {name: jitted(f, x, kernel) for name, f in found.items()} | {"torch": theirs}
-        kind = ", stride 2" if c.stride == 2 else ", doubled" if c.upsampled else ""
-        case = f"{config.shape_batch}x{c.side}x{c.side}, {c.inputs} -> {c.outputs}{kind}"
-        yield from forms("convolutions", case, contenders, picked, config)
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    time.sleep(PAUSE)
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def measure(config: Config, console: Console) -> list[Result]:
-    """The networks first, whose processes want the machine for themselves; then all that one process does."""
     tiny, threads = config.tiny, config.threads
     results: list[Result] = []
-    if config.full or not (config.small or config.attention or config.convolutions):
+    if config.full or not config.small:
         for batch in config.batches:
             task = Task(f"forward, batch {batch}", TINY if tiny else FULL, batch, 77, threads)
             results += networks("SD 1.5", task, config, console)
@@ -468,33 +327,22 @@ def measure(config: Config, console: Console) -> list[Result]:
             batch = 2 if tiny else batch
             task = Task(f"{name}, batch {batch}", TINY if tiny else SMALL, batch, 8, threads, train)
             results += networks("small", task, config, console)
-    if config.attention or config.convolutions:
-        import torch
-
-        torch.set_num_threads(threads)
-        results += attention(config) if config.attention else ()
-        results += convolutions(config) if config.convolutions else ()
     return results
 
 
 def show(section: str, results: Sequence[Result], config: Config, console: Console) -> None:
-    networks = results[0].peak_bytes is not None
-    headers = ("", "ms", "ratio", "GiB", "ratio", "compile", "cached") if networks else ("", "ms", "best", "ratio")
     title = f"{section}, float32, {config.threads} threads; {processor()}{'; tiny' if config.tiny else ''}"
-    caption = "medians; ratio: its figure over ours; L2: relative, from torch; compile and cached in seconds"
-    table = Table(*headers, "L2", title=title, caption=caption, box=SIMPLE_HEAD)
+    caption = "medians; ratio: its figure over ours; L2: relative, from diffusers; compile and cached in seconds"
+    headers = ("", "ms", "ratio", "GiB", "ratio", "compile", "cached", "L2")
+    table = Table(*headers, title=title, caption=caption, box=SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for case in dict.fromkeys(r.case for r in results):
         table.add_section()
         table.add_row(f"[bold]{case}")
         for r in (r for r in results if r.case == case):
-            row: tuple[float | None, ...] = (r.seconds * 1e3, r.best * 1e3, r.ratio)
-            if networks:
-                peak = None if r.peak_bytes is None else r.peak_bytes / 2**30
-                row = (r.seconds * 1e3, r.ratio, peak, r.peak_ratio, r.compile_seconds, r.cached_seconds)
-            star = "*" if r.picked and not networks else ""
+            row = (r.seconds * 1e3, r.ratio, r.peak_bytes / 2**30, r.peak_ratio, r.compile_seconds, r.cached_seconds)
             checked = "" if r.distance is None else f"{r.distance:.1e}{'' if r.agrees else ' DISAGREES'}"
-            table.add_row(r.name + star, *map(number, row), checked)
+            table.add_row(r.name, *map(number, row), checked)
     console.print(table)
 
 
@@ -509,7 +357,7 @@ def main(config: Config) -> None:
         where = about("jax", "jaxlib", "flax", "optax", "torch", "diffusers")
         write(config.json, where | {"config": asdict(config), "results": [asdict(r) for r in results]})
     if any(r.agrees is False for r in results):
-        sys.exit("ours and torch do not return the same")
+        sys.exit("ours and diffusers do not return the same")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def choose(backend: str, dtype: DTypeLike, q: tuple[int, ...], tokens: int, larg
     """The method for queries of shape q = (batch, queries, heads, dim) and that many keys.
 
     `largest_head` is what cuDNN's flash attention takes: 256 from Hopper on, 128 before. It has no
-    float32. benchmarks/unet_cpu.py --attention and benchmarks/unet_gpu.py --attention measure the choice.
+    float32. benchmarks/layers.py and benchmarks/unet_gpu.py --attention measure the choice.
     """
     batch, queries, heads, dim = q
     if backend == "cpu":

@@ -4,7 +4,7 @@ On a GPU or a TPU that is the library's. On a CPU, where XLA's own is up to four
 the same size, 3x3 kernels are brought to matrix products: by Winograd's minimal filtering, which multiplies 16 times
 for 4 pixels instead of 36 (Lavin & Gray 2016, arXiv 1509.09308, Sec. 4.1), or, where the image is so small that
 transforming the kernel would cost more than it saves, by gathering the nine neighbours of every pixel.
-benchmarks/unet_cpu.py --convolutions measures the choice.
+benchmarks/layers.py measures the choice.
 """
 
 import math

@@ -9,7 +9,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import drag, unet_cpu, unet_gpu
+from benchmarks import drag, layers, unet_cpu, unet_gpu
+from benchmarks.measuring import CPU_OPTIONS, distance, seconds
 from sd_port.models.config import UNetConfig
 from tests.tolerances import PARITY_32
 
@@ -23,38 +24,47 @@ def strictness_off(monkeypatch):
         yield
 
 
-def test_unet_cpu(tmp_path, monkeypatch):
-    """The whole script: a network in its processes, every form of attention and of convolution."""
-    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)  # this process keeps its cores
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
-    path, threads = tmp_path / "cpu.json", torch.get_num_threads()
-    unet_cpu.main(
-        unet_cpu.Config(
-            full=True, attention=True, convolutions=True, batches=(1,), repeats=1, threads=threads, tiny=True, json=path
-        )
-    )
+def check(path) -> list[dict]:
+    """The results that a benchmark wrote: figures are positive, and all that is not of torch is near to it."""
     results = json.loads(path.read_text())["results"]
-    assert {r["section"] for r in results} == {"SD 1.5", "attention", "convolutions"}
     for r in results:
         assert r["best"] > 0 and r["seconds"] > 0 and r["ratio"] > 0
         assert (r["distance"] is None) == (r["name"] in ("torch", "diffusers"))
         assert r["distance"] is None or r["distance"] <= PARITY_32
+    return results
+
+
+def test_unet_cpu(tmp_path, monkeypatch):
+    """The whole script, a network in its processes."""
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)  # this process keeps its cores
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
+    path, threads = tmp_path / "cpu.json", torch.get_num_threads()
+    unet_cpu.main(unet_cpu.Config(batches=(1,), repeats=1, threads=threads, tiny=True, json=path))
+    network = {r["name"]: r for r in check(path)}
+    assert network["ours"]["compile_seconds"] > 0 and network["ours"]["cached_seconds"] > 0
+    assert network["ours"]["ratio"] == 1 and min(r["peak_bytes"] for r in network.values()) > 2**26
+
+
+def test_layers(tmp_path, monkeypatch):
+    """Every form of attention and of convolution, one of which is picked for each shape."""
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)
+    path = tmp_path / "layers.json"
+    layers.main(layers.Config(repeats=1, threads=torch.get_num_threads(), tiny=True, json=path))
+    results = check(path)
+    assert {r["section"] for r in results} == {"attention", "convolutions"}
     for case in {r["case"] for r in results}:
         assert [r["ratio"] for r in results if r["case"] == case and r["picked"]] == [1.0]
-    network = {r["name"]: r for r in results if r["section"] == "SD 1.5"}
-    assert network["ours"]["compile_seconds"] > 0 and network["ours"]["cached_seconds"] > 0
-    assert min(r["peak_bytes"] for r in network.values()) > 2**26
 
 
 def test_training_step(monkeypatch):
     """The gradient of ours is that of torch, and a step of Adam runs again and again."""
-    monkeypatch.setattr(unet_cpu, "OPTIONS", unet_cpu.OPTIONS | {"xla_backend_optimization_level": 0})
+    monkeypatch.setattr(unet_cpu, "CPU_OPTIONS", CPU_OPTIONS | {"xla_backend_optimization_level": 0})
     task = unet_cpu.Task("Adam step", unet_cpu.TINY, 2, 8, torch.get_num_threads(), train=True)
     mine, other = unet_cpu.ours(task, ""), unet_cpu.theirs(task, "")
-    assert unet_cpu.distance(mine.output, other.output) <= PARITY_32
+    assert distance(mine.output, other.output) <= PARITY_32
     for contender in (mine, other):
-        assert unet_cpu.seconds(contender.run) > 0
+        assert seconds(contender.run) > 0
 
 
 def test_unet_gpu(tmp_path, monkeypatch):
