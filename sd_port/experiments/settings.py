@@ -177,7 +177,8 @@ def plot(arrays: Arrays) -> Figure:
         for at in np.flatnonzero(arrays.frozen[here]):
             axis.axvline(at, color=INK, lw=0.5, ls=":")
         turned = 90 if setting in ("form", "preset") else 0
-        axis.set_xticks(range(len(here)), arrays.values[here].tolist() if i == len(DRAWN) - 1 else [], rotation=turned)
+        words = arrays.values[here].tolist() if i == len(DRAWN) - 1 else []
+        axis.set_xticks(range(len(here)), words, rotation=turned, fontsize=6.5)
         axis.set(title=setting if i == 0 else "", ylabel=MEASURES[name].short if j == 0 else "")
     handles = axes[0, 0].get_legend_handles_labels()
     made.legend(*handles, loc="outside lower center", ncols=2)
