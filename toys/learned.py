@@ -53,7 +53,7 @@ class Config:
     trained: tuple[int, ...] = (200, 600, 2000, 6000)
     levels: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0)
     times: int = 81
-    cells: int = 500
+    cells: int = 400
     samples: int = 20_000
     steps: int = 500
     seed: int = 0

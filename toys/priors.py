@@ -35,6 +35,8 @@ TITLE = "A wrong prior: the ODE keeps the error, the SDE forgets it"
 NAMES = ("p_T, the right one", "N(½, ½²)", "two modes", "uniform")
 PUBLISHED = {("N(½, ½²)", "ODE"): 0.846, ("N(½, ½²)", "SDE"): 0.542}  # measured in the paper's figure
 
+tails = jax.jit(line.tails)  # as one program: operation by operation, each of many compiles by itself
+
 
 @dataclass(frozen=True)
 class Config:
@@ -79,8 +81,9 @@ def priors(problem: Problem) -> tuple[Prior, ...]:
     low, high = -0.4, 1.6
 
     def mixed(law: GaussianMixture) -> Prior:
-        above = float(jnp.exp(line.tails(law, jnp.zeros(1)).log_upper[0]))
-        return Prior(lambda x: jnp.exp(law.log_prob(x[..., None])), partial(line.quantile, law), above)
+        above = float(jnp.exp(tails(law, jnp.zeros(1)).log_upper[0]))
+        density = jax.jit(lambda x: jnp.exp(law.log_prob(x[..., None])))
+        return Prior(density, jax.jit(partial(line.quantile, law)), above)
 
     uniform = Prior(
         lambda x: ((x > low) & (x < high)) / (high - low),
@@ -99,8 +102,8 @@ def run(config: Config) -> Arrays:
     came_from, marginals, at_source = _flow(problem, x, ts)
     ode = jnp.stack([marginals * prior.density(came_from) / at_source for prior in starts])
     law = problem.marginal(problem.t0)
-    rule = legendre_panels(panel_edges(law, 40))
-    nodes, mass = line.tails(law, rule.nodes[:, 0]), rule.weights * jnp.exp(law.log_prob(rule.nodes))
+    rule = jax.jit(lambda law: legendre_panels(panel_edges(law, 40)))(law)
+    nodes, mass = tails(law, rule.nodes[:, 0]), rule.weights * jnp.exp(law.log_prob(rule.nodes))
     averaged = [_average(problem, prior.quantile(nodes), mass, x, ts[1:]) for prior in starts]
     sde = jnp.stack(
         [jnp.concatenate([p.density(x)[None], later]) for p, (later, _) in zip(starts, averaged, strict=True)]
@@ -111,7 +114,7 @@ def run(config: Config) -> Arrays:
 
     path_ts = time_grid(problem.schedule, config.steps)
     drawn = _draw(problem, path_ts, config.samples, jr.key(config.seed))
-    reached = line.tails(law, drawn.path[0, :, 0])
+    reached = tails(law, drawn.path[0, :, 0])
     edited = jnp.stack([prior.quantile(reached) for prior in starts])
     ranks = (config.samples * (np.arange(config.paths) + 0.5) / config.paths).astype(int)
     shown = jnp.argsort(drawn.path[0, :, 0])[ranks]
