@@ -9,9 +9,8 @@ that `sd_port.models` picks.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,8 +22,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring import CPU_OPTIONS, TOLERANCE_32, about, cores, distance, keep_to, number, seconds, write
-from sd_port.hardware import processor
+from benchmarks.measuring import (
+    CPU_OPTIONS,
+    TOLERANCE_32,
+    Options,
+    about,
+    checked,
+    distance,
+    keep_to,
+    number,
+    seconds,
+    write,
+)
 from sd_port.models.attention import KeysValues, choose, chunked, mapped, plain
 from sd_port.models.conv import conv, conv_upsampled, gathered, library, winograd, winograd_upsampled
 
@@ -59,19 +68,13 @@ TINY_CONVOLUTIONS = [Convolution(8, 4, 32, stride=2), Convolution(8, 32, 32, ups
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the benchmark."""
 
     only: tuple[Literal["attention", "convolutions"], ...] = ("attention", "convolutions")
     """At the shapes of the UNet, and for attention of the VAE."""
     batch: int = 2
     """In the UNet; guidance makes two of one image."""
-    repeats: int = 5
-    threads: int = field(default_factory=cores)
-    tiny: bool = False
-    """Sizes at which the figures mean nothing and everything is done in seconds, for a test."""
-    json: Path | None = None
-    """Where to write the results."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +172,15 @@ def convolutions(config: Config) -> Iterator[Result]:
 
 
 def show(section: str, results: Sequence[Result], config: Config, console: Console) -> None:
-    title = f"{section}, float32, {config.threads} threads; {processor()}{'; tiny' if config.tiny else ''}"
     caption = "medians; ratio: its figure over that of *, the form that is picked; L2: relative, from torch"
-    table = Table("", "ms", "best", "ratio", "L2", title=title, caption=caption, box=SIMPLE_HEAD)
+    table = Table("", "ms", "best", "ratio", "L2", title=config.title(section), caption=caption, box=SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for case in dict.fromkeys(r.case for r in results):
         table.add_section()
         table.add_row(f"[bold]{case}")
         for r in (r for r in results if r.case == case):
-            checked = "" if r.distance is None else f"{r.distance:.1e}{'' if r.agrees else ' DISAGREES'}"
             row = map(number, (r.seconds * 1e3, r.best * 1e3, r.ratio))
-            table.add_row(r.name + ("*" if r.picked else ""), *row, checked)
+            table.add_row(r.name + ("*" if r.picked else ""), *row, checked(r.distance, r.agrees))
     console.print(table)
 
 

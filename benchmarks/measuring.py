@@ -10,6 +10,7 @@ import platform
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +30,22 @@ PAUSE = 0.02  # seconds before each call: the threads of the one before wait act
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the benchmarks on a CPU take."""
+
+    repeats: int = 5
+    threads: int = field(default_factory=cores)
+    tiny: bool = False
+    """Sizes at which the figures mean nothing and everything is done in seconds, for a test."""
+    json: Path | None = None
+    """Where to write the results."""
+
+    def title(self, section: str) -> str:
+        """Of a table."""
+        return f"{section}, float32, {self.threads} threads; {processor()}{'; tiny' if self.tiny else ''}"
 
 
 def keep_to(threads: int) -> None:
@@ -100,6 +117,11 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Relative L2."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def checked(distance: float | None, agrees: bool | None) -> str:
+    """A distance in a table; nothing for what the others are compared with."""
+    return "" if distance is None else f"{distance:.1e}{'' if agrees else ' DISAGREES'}"
 
 
 def number(value: float | None) -> str:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +35,9 @@ from rich.table import Table
 from benchmarks.measuring import (
     CPU_OPTIONS,
     TOLERANCE_32,
+    Options,
     about,
-    cores,
+    checked,
     diffusers_unet,
     distance,
     keep_compilations,
@@ -46,7 +47,6 @@ from benchmarks.measuring import (
     with_random_weights,
     write,
 )
-from sd_port.hardware import processor
 from sd_port.weights.configs import BUILT_IN
 
 # JAX and torch are imported where they are used: a process that measures the memory of one must not load the other.
@@ -75,7 +75,7 @@ TINY = SMALL | {  # attends in the middle alone
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the benchmark. Without a choice of what to measure it is the whole network."""
 
     full: bool = False
@@ -84,12 +84,6 @@ class Config:
     """A UNet of 6.6 million parameters: forward at batch 16, a step of Adam at batch 64."""
     batches: tuple[int, ...] = (1, 2)
     """Of the whole network."""
-    repeats: int = 5
-    threads: int = field(default_factory=cores)
-    tiny: bool = False
-    """Sizes at which the figures mean nothing and everything is done in seconds, for a test."""
-    json: Path | None = None
-    """Where to write the results."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +161,10 @@ def compiled(task: Task, cache: str):
     start = time.perf_counter()
     if task.train:
         state = jax.eval_shape(optimizer.init, weights)
-        lowered = jax.jit(step, donate_argnums=(0, 1), compiler_options=CPU_OPTIONS).lower(
-            weights, state, *inputs(task)
-        )
+        args, jitted = (state, *inputs(task)), jax.jit(step, donate_argnums=(0, 1), compiler_options=CPU_OPTIONS)
     else:
-        lowered = jax.jit(forward, compiler_options=CPU_OPTIONS).lower(weights, *inputs(task)[:3])
-    program = lowered.compile()
+        args, jitted = inputs(task)[:3], jax.jit(forward, compiler_options=CPU_OPTIONS)
+    program = jitted.lower(weights, *args).compile()
     return program, module, optimizer, time.perf_counter() - start
 
 
@@ -331,18 +323,16 @@ def measure(config: Config, console: Console) -> list[Result]:
 
 
 def show(section: str, results: Sequence[Result], config: Config, console: Console) -> None:
-    title = f"{section}, float32, {config.threads} threads; {processor()}{'; tiny' if config.tiny else ''}"
     caption = "medians; ratio: its figure over ours; L2: relative, from diffusers; compile and cached in seconds"
     headers = ("", "ms", "ratio", "GiB", "ratio", "compile", "cached", "L2")
-    table = Table(*headers, title=title, caption=caption, box=SIMPLE_HEAD)
+    table = Table(*headers, title=config.title(section), caption=caption, box=SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for case in dict.fromkeys(r.case for r in results):
         table.add_section()
         table.add_row(f"[bold]{case}")
         for r in (r for r in results if r.case == case):
             row = (r.seconds * 1e3, r.ratio, r.peak_bytes / 2**30, r.peak_ratio, r.compile_seconds, r.cached_seconds)
-            checked = "" if r.distance is None else f"{r.distance:.1e}{'' if r.agrees else ' DISAGREES'}"
-            table.add_row(r.name, *map(number, row), checked)
+            table.add_row(r.name, *map(number, row), checked(r.distance, r.agrees))
     console.print(table)
 
 
