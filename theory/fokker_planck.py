@@ -21,6 +21,7 @@ Nodes = Float[Array, " n"]
 Faces = Float[Array, " faces"]
 
 
+@partial(jax.jit, static_argnames=("cells", "steps"))
 def inexact_curve(
     problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int = 400, steps: int = 200
 ) -> InexactCurve:
@@ -36,7 +37,6 @@ def inexact_curve(
     return InexactCurve(ts, values["kl"], values["fisher"], values["error"], values["mode_weights"].value)
 
 
-@partial(jax.jit, static_argnames=("cells", "substeps"))
 def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, substeps: int) -> dict[str, Array]:
     schedule = problem.schedule
     spread = [problem.start, problem.target, problem.marginal(ts[0])]
@@ -99,11 +99,11 @@ def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, 
 def inexact_flow(problem: Problem, eps_fn: NoiseFn, ts: Times, panels: int = 40, substeps: int = 10) -> InexactCurve:
     """The probability-flow ODE with the noise prediction eps_fn, (n, 1) -> (n, 1), on the line, compared with p_t.
 
-    A change of variables: with X_t(y) where the point y of p~_t0 is at time t, log p~_t(X_t) is log p~_t0(y) less
-    log X_t'(y). Averages are over the ends, E_p~t[f] = integral p~_s(z) f(X_t(y(z))) dz: what arrives between modes is
-    an invisible sliver of y, and in log(p~ / p) it counts. X by the classical Runge-Kutta method, `substeps` of it
-    between two times; derivatives are those of the method. ts decreases from t0 and ends at s > 0. The mode weights
-    add up to the mass that was found: 1, unless the law has left the nine deviations around p_s.
+    A change of variables: on the path x_t(z) that ends at z, log p~_t(x_t) is log p~_t0(x_t0) + log x_t0' - log x_t',
+    derivatives in z. Averages are over the ends, E_p~t[f] = integral p~_s(z) f(x_t(z)) dz: what arrives between modes
+    leaves from an invisible sliver, and in log(p~ / p) it counts. Paths by the classical Runge-Kutta method, `substeps`
+    of it between two times; derivatives are those of the method. ts decreases from t0 and ends at s > 0. The mode
+    weights add up to the mass that was found: 1, unless the law has left the nine deviations around p_s.
     """
     schedule = problem.schedule
 
@@ -122,18 +122,19 @@ def inexact_flow(problem: Problem, eps_fn: NoiseFn, ts: Times, panels: int = 40,
         x, _ = jax.lax.scan(step, x, jnp.stack([inner[:-1], inner[1:]], axis=1))
         return x, x
 
-    def carried(x: Nodes, ts: Times) -> Float[Array, "times n"]:
-        _, xs = jax.lax.scan(interval, x, jnp.stack([ts[:-1], ts[1:]], axis=1))
-        return jnp.concatenate([x[None], xs])
+    def paths(z: Nodes) -> Float[Array, "times n"]:
+        up = ts[::-1]
+        _, xs = jax.lax.scan(interval, z, jnp.stack([up[:-1], up[1:]], axis=1))
+        return jnp.concatenate([z[None], xs])[::-1]
 
-    def law(y: Nodes) -> tuple[Float[Array, "times n"], Float[Array, "times n"]]:
-        """log p~_t at X_t, and X_t."""
-        x, slope = jax.jvp(lambda y: carried(y, ts), (y,), (jnp.ones_like(y),))
-        return problem.start.log_prob(y[:, None])[None] - jnp.log(slope), x
+    def law(z: Nodes) -> tuple[Float[Array, "times n"], Float[Array, "times n"]]:
+        """log p~_t at x_t, and x_t."""
+        x, slope = jax.jvp(paths, (z,), (jnp.ones_like(z),))
+        return problem.start.log_prob(x[0][:, None])[None] + jnp.log(slope[0])[None] - jnp.log(slope), x
 
     rule = legendre_panels(panel_edges(problem.marginal(ts[-1]), panels))
-    y = carried(rule.nodes[:, 0], ts[::-1])[-1]
-    (log_law, xs), (dlog_law, slope) = jax.jvp(law, (y,), (jnp.ones_like(y),))
+    z = rule.nodes[:, 0]
+    (log_law, xs), (dlog_law, slope) = jax.jvp(law, (z,), (jnp.ones_like(z),))
     mass = jnp.exp(log_law[-1])
 
     def at(t: Time, x: Nodes, log_law: Nodes, grad: Nodes) -> tuple[tuple[Estimate, ...], Array]:

@@ -5,7 +5,7 @@ A mixture stores the eigenbasis of each covariance. Noising scales the eigenvalu
 so marginals, scores and posteriors at any t are matrix products and need no factorisation.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -53,6 +53,7 @@ class GaussianMixture(NamedTuple):
         between = jnp.einsum("k,ki,kj->ij", self.weights, centred, centred)
         return jnp.einsum("k,kij->ij", self.weights, self.covariances) + between
 
+    @jax.jit
     def marginal(self, schedule: Schedule, t: Time) -> "GaussianMixture":
         """The law of x_t = alpha x_0 + sigma eps when x_0 has this law."""
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -62,19 +63,23 @@ class GaussianMixture(NamedTuple):
         """log(w_k N(x; m_k, C_k)), the component axis first."""
         return self._log_joint(self._whiten(x))
 
+    @jax.jit
     def log_prob(self, x: Points) -> Values:
         return jax.nn.logsumexp(self.component_log_probs(x), axis=0)
 
+    @jax.jit
     def responsibilities(self, x: Points) -> Float[Array, "k *batch"]:
         """P(component k | x)."""
         return _softmax(self.component_log_probs(x))
 
+    @jax.jit
     def score(self, x: Points) -> Points:
         """grad log p(x) = -sum_k P(k | x) C_k^-1 (x - m_k)."""
         z = self._whiten(x)
         pull = jnp.einsum("k...j,kj,kij->k...i", z, self.variances**-0.5, self.axes)
         return -reduce(jnp.add, _softmax(self._log_joint(z))[..., None] * pull)
 
+    @partial(jax.jit, static_argnames="shape")
     def sample(self, key: PRNGKey, shape: tuple[int, ...] = ()) -> Points:
         """Independent draws, (*shape, d)."""
         choose, normal = jr.split(key)

@@ -78,19 +78,18 @@ def split_at_roots(
 
     A panel of width zero costs nothing; an integrand with a kink at the roots of f becomes smooth on each side.
     """
-    left, right = edges[:-1], edges[1:]
-    signs = jnp.sign(f(edges))
-    sign = signs[:-1]
-    changes = sign * signs[1:] < 0
+    right = edges[1:]
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = (low + high) / 2
-        same = jnp.sign(f(middle)) == sign
-        return jnp.where(same, middle, low), jnp.where(same, high, middle)
+    def halve(i, state):
+        low, high, sign = state
+        x = jnp.where(i == 0, low, (low + high) / 2)  # the edges themselves in the first round: f is compiled once
+        here = jnp.sign(f(x))
+        sign = jnp.where(i == 0, here, sign)
+        return jnp.where(here == sign, x, low), jnp.where(here == sign, high, x), sign
 
-    low, _ = jax.lax.fori_loop(0, 50, halve, (left, right))
-    roots = jnp.where(changes, low, right)
+    closed = jnp.append(right, edges[-1])  # the last panel has no width: it is there for the sign at its edge
+    low, _, sign = jax.lax.fori_loop(0, 51, halve, (edges, closed, jnp.zeros_like(edges)))
+    roots = jnp.where(sign[:-1] * sign[1:] < 0, low[:-1], right)
     return jnp.concatenate([edges[:1], jnp.stack([roots, right], axis=1).ravel()])
 
 

@@ -66,9 +66,7 @@ def time_grid(
     if spacing == "log_snr":
         if end == 0:
             raise ValueError("time_grid: log_snr is infinite at t = 0; give this spacing an end > 0")
-        ends = schedule.log_snr(jnp.array([start, end]))
-        inner = schedule.t_of_log_snr(jnp.linspace(ends[0], ends[1], steps + 1)[1:-1])
-        return jnp.concatenate([jnp.array([start]), inner, jnp.array([end])])
+        return _equal_in_log_snr(schedule, jnp.array([start, end]), steps)
     if spacing not in get_args(Spacing):
         raise ValueError(f"time_grid: unknown spacing {spacing!r}; choose one of {', '.join(get_args(Spacing))}")
     if not isinstance(schedule, DiscreteVP):
@@ -86,6 +84,13 @@ def time_grid(
     if kept.size == 0:
         raise ValueError(f"time_grid: no timestep of {spacing!r} with {steps} steps lies in ({end}, {start}]")
     return jnp.append(jnp.asarray(kept, float), end)
+
+
+@partial(jax.jit, static_argnums=2)
+def _equal_in_log_snr(schedule: Schedule, ends: Float[Array, "2"], steps: int) -> Float[Array, " times"]:
+    first, last = schedule.log_snr(ends)
+    inner = schedule.t_of_log_snr(jnp.linspace(first, last, steps + 1)[1:-1])
+    return jnp.concatenate([ends[:1], inner, ends[1:]])
 
 
 @jax.jit

@@ -76,7 +76,7 @@ class Config:
 
     @classmethod
     def tiny(cls) -> "Config":
-        return cls((0.2, 0.4), (1, 4), (0.9, 1.3), (0.0, 0.7), samples=32, steps=10, checked=1000)
+        return cls((0.2, 0.4), (1, 4), (0.9, 1.3), (0.0, 0.7), samples=32, steps=10, checked=400)
 
 
 class Arrays(NamedTuple):
@@ -171,7 +171,7 @@ def run(config: Config) -> Arrays:
     grid = (len(config.operations), len(config.t0s))
 
     source, target = (int(np.flatnonzero((places() == place).all(1))[0]) for place in (SOURCE, TARGET))
-    only = jax.tree.map(lambda leaf: leaf[source][None], law)._replace(log_weights=jnp.zeros(1))
+    only = jax.tree.map(lambda leaf: np.asarray(leaf)[source][None], law)._replace(log_weights=np.zeros(1))
     x = only.sample(draw_key, (config.samples,))
     usual = float(jnp.mean(law.log_prob(law.sample(usual_key, (20 * config.samples,)))))
 
@@ -180,7 +180,7 @@ def run(config: Config) -> Arrays:
         ts = time_grid(SCHEDULE, config.steps, "log_snr", start=t0, end=END)
         ops = operations(m, config.alpha, config.beta, most)
         y = dragged(*METHODS[method], law, x, ops, jnp.asarray(m), ts, edit_key)
-        values = (np.asarray(law.responsibilities(y)[target]), np.asarray(usual - law.log_prob(y)) / SIDE**2)
+        values = (np.asarray(law.responsibilities(y))[target], (usual - np.asarray(law.log_prob(y))) / SIDE**2)
         return [float(f(v)) for v in values for f in (np.mean, lambda v: np.std(v, ddof=1) / len(v) ** 0.5)]
 
     ends = (min(config.operations), most)

@@ -86,39 +86,45 @@ def run(config: Config) -> Arrays:
     p = paper_problem()
     ts = jnp.linspace(1.0, 0.0, config.times)
     at = np.searchsorted(-ts, -np.array(config.estimated_at))  # the estimators get times of the curves
-    ode, sde = (contraction_curve(p.target, p.start, p.schedule, ts, lam) for lam in (0.0, 1.0))
+    ode, sde = (
+        jax.tree.map(np.asarray, contraction_curve(p.target, p.start, p.schedule, ts, lam)) for lam in (0.0, 1.0)
+    )
     levels = jnp.array(config.levels)
     sweep = jax.vmap(lambda lam: heat_curve(p, ts, lam, config.cells, config.cells // 2).kl)(levels)
 
-    nodes, weights, _, _ = legendre(4)
-    half = -jnp.diff(ts)[:, None] / 2
-    inner = (ts[1:] + ts[:-1])[:, None] / 2 + half * nodes[None]
-    constants = jax.lax.map(lambda t: log_sobolev(p.marginal(t)).upper, inner.ravel()).reshape(inner.shape)
-    passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum((half * p.schedule.beta(inner) / constants) @ weights)])
-    factors = jnp.concatenate([jnp.ones(1), jax.lax.map(partial(chi2_factor, p), ts[1:])])
-    singular_value = jnp.log1p(factors * sde.chi2.value[0])
-
+    passed, factors = map(np.asarray, _bounds(p, ts))
     estimates, log_ratio = _estimates(p, ts[at], config)
     grid = time_grid(p.schedule, config.steps, "log_snr", end=float(ts[-2]))
     cycle = np.asarray(_cycle(p, grid, config.samples, jr.key(config.seed + 1)))
     return Arrays(
         ts=np.asarray(ts),
-        ode=np.asarray(ode.kl.value),
-        sde=np.asarray(sde.kl.value),
+        ode=ode.kl.value,
+        sde=sde.kl.value,
         levels=np.asarray(levels),
         sweep=np.asarray(sweep.value),
         sweep_error=np.asarray(sweep.error[:, -1]),
-        log_sobolev=np.asarray(sde.kl.value[0] * jnp.exp(-passed)),
-        chi2=np.asarray(sde.chi2.value),
-        factors=np.asarray(factors),
-        singular_value=np.asarray(singular_value),
+        log_sobolev=sde.kl.value[0] * np.exp(-passed),
+        chi2=sde.chi2.value,
+        factors=factors,
+        singular_value=np.log1p(factors * sde.chi2.value[0]),
         draws=np.array(config.samples),
         estimated_at=np.asarray(ts[at]),
-        exact_there=np.asarray(sde.kl.value[at]),
+        exact_there=sde.kl.value[at],
         estimates=estimates,
         log_ratio=log_ratio,
         cycle=np.array([cycle.mean(), cycle.std(ddof=1) / np.sqrt(cycle.size)]),
     )
+
+
+@jax.jit
+def _bounds(p: Problem, ts: Times) -> tuple[Float[Array, " times"], Float[Array, " times"]]:
+    """The integral of beta / C from t to 1, C the log-Sobolev constant of p_t, and the sharp factor of chi²."""
+    nodes, weights, _, _ = legendre(4)
+    half = -jnp.diff(ts)[:, None] / 2
+    inner = (ts[1:] + ts[:-1])[:, None] / 2 + half * nodes[None]
+    constants = jax.lax.map(lambda t: log_sobolev(p.marginal(t)).upper, inner.ravel()).reshape(inner.shape)
+    passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum((half * p.schedule.beta(inner) / constants) @ weights)])
+    return passed, jnp.concatenate([jnp.ones(1), jax.lax.map(partial(chi2_factor, p), ts[1:])])
 
 
 def _estimates(p: Problem, ts: Times, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -126,10 +132,10 @@ def _estimates(p: Problem, ts: Times, config: Config) -> tuple[np.ndarray, np.nd
     found, ratios = np.empty((len(ESTIMATORS), len(ts), config.repeats)), []
     for j, t in enumerate(ts):
         keys = jr.split(jr.fold_in(jr.key(config.seed), j), config.repeats)
-        draws = [_draw(p, t, config.samples, key) for key in keys]
+        draws = [jax.tree.map(np.asarray, _draw(p, t, config.samples, key)) for key in keys]
         log_q = partial(_log_prob, p.marginal(t))
         for r, (edited, right, _) in enumerate(draws):
-            found[:, j, r] = [f(np.asarray(edited), np.asarray(right), log_q) for f in ESTIMATORS.values()]
+            found[:, j, r] = [f(edited, right, log_q) for f in ESTIMATORS.values()]
         values = np.concatenate([log_ratio for *_, log_ratio in draws])
         ratios.append((values.mean(), values.std(ddof=1) / np.sqrt(values.size)))
     return found, np.array(ratios)

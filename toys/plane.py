@@ -23,6 +23,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
@@ -116,15 +117,16 @@ def edited(task: str, sampler: str, x0: Array, ts: Times, key: PRNGKey) -> Float
     if task == "inpainting":
         return _refilled(sampler, x0, ts, key)
     source = other_data() if task == "translation" else data()
-    return _moved(sampler, source, SCHEDULE.alpha(ts[0]) * jnp.array([SHIFT]) * (task == "drag"), x0, ts, key)
+    return _moved(sampler, source, jnp.asarray(np.array([SHIFT]) * (task == "drag")), x0, ts, key)
 
 
 @partial(jax.jit, static_argnums=0)
 def _moved(
     sampler: str, source: GaussianMixture, shift: Float[Array, "1 2"], x0: Array, ts: Times, key: PRNGKey
 ) -> Float[Array, "n 2"]:
-    """Up by the noise prediction of this source, shifted, and back by that of the data."""
+    """Up by the noise prediction of this source, shifted by so much in data space, back by that of the data."""
     latent, solver = METHODS[sampler]
+    shift = SCHEDULE.alpha(ts[0]) * shift
     eps, source_eps = noise_fn(data(), SCHEDULE), noise_fn(source, SCHEDULE)
     return edit(solver, source_eps, eps, x0, ts, key, latent=latent, manipulate=lambda x: x + shift)
 
@@ -223,6 +225,7 @@ def _exact_kl(
     return jnp.stack(exact), log_ratios.mean(axis=1), log_ratios.std(axis=1, ddof=1) / jnp.sqrt(n)
 
 
+@partial(jax.jit, static_argnums=0)
 def start_of(task: str, t0: Time) -> GaussianMixture:
     """The law of the edited latent at t0."""
     if task == "translation":
@@ -233,13 +236,13 @@ def start_of(task: str, t0: Time) -> GaussianMixture:
 
 def run(config: Config) -> Arrays:
     target, source = data(), other_data()
-    x = jnp.linspace(-3.2, 3.2, config.points)
+    x = np.linspace(-3.2, 3.2, config.points)
     data_key, source_key, again_key, edit_key, check_key, fill_key = jr.split(jr.key(config.seed), 6)
 
     def checked(i: int, k: int):
         t0 = jnp.asarray(config.t0s[k])
         key = jr.fold_in(check_key, i * len(config.t0s) + k)
-        return _exact_kl(start_of(TASKS[i], t0), t0, x, key, config.checked)
+        return _exact_kl(start_of(TASKS[i], t0), t0, jnp.asarray(x), key, config.checked)
 
     exact = [[checked(i, k) for k in range(len(config.t0s))] for i in range(2)]
     exact, log_ratio, log_ratio_error = np.transpose(np.array(exact), (2, 0, 3, 1))
@@ -252,20 +255,20 @@ def run(config: Config) -> Arrays:
     most = max(config.steps)
 
     @cache  # the figure's own t0 and steps are among those of the curves
-    def measured(task: str, sampler: str, t0: float, steps: int) -> tuple[np.ndarray, Array]:
+    def measured(task: str, sampler: str, t0: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
         if task == "inpainting" and sampler == "Cycle-SDE":  # what is lost has no noise to record
-            return np.full(4, np.nan), jnp.full_like(right, jnp.nan)
+            return np.full(4, np.nan), np.full(right.shape, np.nan)
         ts = time_grid(SCHEDULE, steps, "log_snr", start=t0, end=END)
-        y = edited(task, sampler, before[task], ts, edit_key)
-        moved = jnp.sqrt(jnp.mean(jnp.sum((y - before[task]) ** 2, axis=-1)))
+        y = np.asarray(edited(task, sampler, before[task], ts, edit_key))
+        moved = np.sqrt(np.mean(np.sum((y - np.asarray(before[task])) ** 2, axis=-1)))
         return np.array([*_kl(y, target), _w2(y, again, config.matched), moved]), y
 
     by_t0 = [[[measured(task, name, t0, most)[0] for t0 in config.t0s] for name in SAMPLERS] for task in TASKS]
     by_steps = [[[measured(task, name, config.t0, n)[0] for n in config.steps] for name in SAMPLERS] for task in TASKS]
-    after = [[np.asarray(measured(task, name, config.t0, most)[1]) for name in SAMPLERS] for task in TASKS]
+    after = [[measured(task, name, config.t0, most)[1] for name in SAMPLERS] for task in TASKS]
     kl, kl_error, w2, moved = np.moveaxis(np.array(by_t0), -1, 0)
     kl_steps, kl_steps_error, w2_steps, _ = np.moveaxis(np.array(by_steps), -1, 0)
-    square = jnp.stack(jnp.meshgrid(x, x), axis=-1)
+    square = np.stack(np.meshgrid(x, x), axis=-1)
     return Arrays(
         t0s=np.array(config.t0s),
         steps=np.array(config.steps),
@@ -284,27 +287,28 @@ def run(config: Config) -> Arrays:
         conditional=np.array([*_kl(filled, target), _w2(filled, again, config.matched)]),
         before=np.stack([before[task] for task in TASKS]),
         after=np.array(after),
-        x=np.asarray(x),
-        density=np.exp(target.log_prob(square)),
+        x=x,
+        density=np.exp(target.log_prob(jnp.asarray(square))),
     )
 
 
-def _kl(x: Array, law: GaussianMixture, k: int = 5) -> tuple[float, float]:
+def _kl(x: ArrayLike, law: GaussianMixture, k: int = 5) -> tuple[float, float]:
     """KL of the law of these points to a known one, and its standard error.
 
     -H - E log p, with the entropy H from distances to the k-th neighbour, psi(n) - psi(k) + log pi + 2 E log rho in the
     plane (Kozachenko & Leonenko 1987; the form of Kraskov et al. 2004, eq. (20)).
     """
-    points, n = np.asarray(x), len(x)
+    points = np.asarray(x)
+    n = len(points)
     rho = KDTree(points).query(points, k + 1)[0][:, -1]
     entropy = digamma(n) - digamma(k) + np.log(np.pi) + 2 * np.log(rho)
-    terms = -entropy - np.asarray(law.marginal(SCHEDULE, jnp.array(END)).log_prob(x))
+    terms = -entropy - np.asarray(law.marginal(SCHEDULE, jnp.asarray(END)).log_prob(jnp.asarray(x)))
     return float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(n))
 
 
-def _w2(x: Array, y: Array, n: int) -> float:
+def _w2(x: ArrayLike, y: ArrayLike, n: int) -> float:
     """W2 between the first n points of each, by the best assignment. Between samples of one law it is not 0."""
-    squares = cdist(np.asarray(x[:n]), np.asarray(y[:n]), "sqeuclidean")
+    squares = cdist(np.asarray(x)[:n], np.asarray(y)[:n], "sqeuclidean")
     return float(np.sqrt(squares[linear_sum_assignment(squares)].mean()))
 
 

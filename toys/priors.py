@@ -35,8 +35,6 @@ TITLE = "A wrong prior: the ODE keeps the error, the SDE forgets it"
 NAMES = ("p_T, the right one", "N(½, ½²)", "two modes", "uniform")
 PUBLISHED = {("N(½, ½²)", "ODE"): 0.846, ("N(½, ½²)", "SDE"): 0.542}  # measured in the paper's figure
 
-tails = jax.jit(line.tails)  # as one program: operation by operation, each of many compiles by itself
-
 
 @dataclass(frozen=True)
 class Config:
@@ -73,7 +71,7 @@ class Prior(NamedTuple):
 
     density: Callable[[Array], Array]
     quantile: Callable[[line.Tails], Float[Array, " n"]]
-    above: float
+    above: Float[Array, ""]
 
 
 def priors(problem: Problem) -> tuple[Prior, ...]:
@@ -81,14 +79,13 @@ def priors(problem: Problem) -> tuple[Prior, ...]:
     low, high = -0.4, 1.6
 
     def mixed(law: GaussianMixture) -> Prior:
-        above = float(jnp.exp(tails(law, jnp.zeros(1)).log_upper[0]))
-        density = jax.jit(lambda x: jnp.exp(law.log_prob(x[..., None])))
-        return Prior(density, jax.jit(partial(line.quantile, law)), above)
+        above = jnp.exp(line.tails(law, jnp.zeros(1)).log_upper[0])
+        return Prior(lambda x: jnp.exp(law.log_prob(x[..., None])), partial(line.quantile, law), above)
 
     uniform = Prior(
         lambda x: ((x > low) & (x < high)) / (high - low),
         lambda u: low + (high - low) * jnp.exp(u.log_lower),
-        high / (high - low),
+        jnp.array(high / (high - low)),
     )
     two = mixture_1d([0.8, 0.2], [-0.8, 1.0], [0.25, 0.15])
     return mixed(problem.marginal(problem.t0)), mixed(gaussian([0.5], [[0.25]])), mixed(two), uniform
@@ -96,33 +93,42 @@ def priors(problem: Problem) -> tuple[Prior, ...]:
 
 def run(config: Config) -> Arrays:
     problem = paper_problem()
-    starts = priors(problem)
-    x = jnp.linspace(-3.2, 3.2, config.points)
-    ts = jnp.linspace(1.0, 0.0, config.times)
-    came_from, marginals, at_source = _flow(problem, x, ts)
-    ode = jnp.stack([marginals * prior.density(came_from) / at_source for prior in starts])
-    law = problem.marginal(problem.t0)
-    rule = jax.jit(lambda law: legendre_panels(panel_edges(law, 40)))(law)
-    nodes, mass = tails(law, rule.nodes[:, 0]), rule.weights * jnp.exp(law.log_prob(rule.nodes))
-    averaged = [_average(problem, prior.quantile(nodes), mass, x, ts[1:]) for prior in starts]
-    sde = jnp.stack(
-        [jnp.concatenate([p.density(x)[None], later]) for p, (later, _) in zip(starts, averaged, strict=True)]
-    )
-    # Under the ODE the half of the data above 0 comes from the half of p_T above 0.
-    above, healed = jnp.array([prior.above for prior in starts]), jnp.array([weight for _, weight in averaged])
-    upper = jnp.stack([above, healed, healed])
+    x, ts = np.linspace(-3.2, 3.2, config.points), np.linspace(1.0, 0.0, config.times)
+    density, data, upper = _exact(problem, x, ts)
 
     path_ts = time_grid(problem.schedule, config.steps)
     drawn = _draw(problem, path_ts, config.samples, jr.key(config.seed))
-    reached = tails(law, drawn.path[0, :, 0])
-    edited = jnp.stack([prior.quantile(reached) for prior in starts])
+    first = drawn.path[0, :, 0]
+    edited = _edited(problem, first)
     ranks = (config.samples * (np.arange(config.paths) + 0.5) / config.paths).astype(int)
-    shown = jnp.argsort(drawn.path[0, :, 0])[ranks]
-    found = [_sample(problem, path_ts, start[:, None], drawn, shown) for start in edited]
-    ends, paths = (jnp.stack(parts, axis=1) for parts in zip(*found, strict=True))
-    data = jnp.exp(problem.target.log_prob(x[:, None]))
-    density = jnp.stack([ode, sde, sde])  # Theorem 3.3: Cycle-SDE has the SDE's marginals
+    shown = np.argsort(first)[ranks]
+    found = [_sample(problem, path_ts, start, drawn, shown) for start in edited]
+    ends, paths = (np.stack(parts, axis=1) for parts in zip(*found, strict=True))
     return Arrays(*map(np.asarray, (x, ts, density, data, edited, ends, path_ts, paths, upper)))
+
+
+@jax.jit
+def _exact(problem: Problem, x, ts):
+    """The laws on the way, (samplers, priors, times, points), the data's density, and the weights of the upper mode."""
+    starts, law = priors(problem), problem.marginal(problem.t0)
+    came_from, marginals, at_source = _flow(problem, x, ts)
+    ode = jnp.stack([marginals * prior.density(came_from) / at_source for prior in starts])
+    rule = legendre_panels(panel_edges(law, 40))
+    nodes, mass = line.tails(law, rule.nodes[:, 0]), rule.weights * jnp.exp(law.log_prob(rule.nodes))
+    sources = jnp.stack([prior.quantile(nodes) for prior in starts])
+    later, healed = jax.lax.map(lambda y: _average(problem, y, mass, x, ts[1:]), sources)
+    sde = jnp.concatenate([jnp.stack([prior.density(x) for prior in starts])[:, None], later], axis=1)
+    # Under the ODE the half of the data above 0 comes from the half of p_T above 0.
+    above = jnp.stack([prior.above for prior in starts])
+    density = jnp.stack([ode, sde, sde])  # Theorem 3.3: Cycle-SDE has the SDE's marginals
+    return density, jnp.exp(problem.target.log_prob(x[:, None])), jnp.stack([above, healed, healed])
+
+
+@jax.jit
+def _edited(problem: Problem, x) -> Float[Array, "priors n"]:
+    """These draws of p_T, edited into draws of every prior."""
+    reached = line.tails(problem.marginal(problem.t0), x)
+    return jnp.stack([prior.quantile(reached) for prior in priors(problem)])
 
 
 class Drawn(NamedTuple):
@@ -145,8 +151,8 @@ def _draw(problem: Problem, ts, n: int, key) -> Drawn:
 
 @jax.jit
 def _sample(problem: Problem, ts, start, drawn: Drawn, shown):
-    """The ends, (3, n), and the paths that are shown, (3, times, paths), of the three samplers from one start."""
-    eps_fn = noise_fn(problem.target, problem.schedule)
+    """The ends, (3, n), and the paths that are shown, (3, times, paths), of the three samplers from a start, (n,)."""
+    start, eps_fn = start[:, None], noise_fn(problem.target, problem.schedule)
     ode, sde = DDIM(problem.schedule, 0.0), DDIM(problem.schedule, 1.0)
     fresh = unit_noise(drawn.key, start, ts)
     cycled = replay(sde, eps_fn, start, ts[:-1], drawn.noise)
@@ -159,7 +165,6 @@ def _sample(problem: Problem, ts, start, drawn: Drawn, shown):
     return jnp.stack([path[-1, :, 0] for path in whole]), jnp.stack([path[:, shown, 0] for path in whole])
 
 
-@jax.jit
 def _flow(problem: Problem, x, ts):
     """Where the ODE takes x at t from, p_t at x, and p_T there, (times, points): p~_t(x) = p_t(x) p~_T / p_T there."""
 
@@ -171,7 +176,6 @@ def _flow(problem: Problem, x, ts):
     return jax.lax.map(at, ts)
 
 
-@jax.jit
 def _average(problem: Problem, y, mass, x, ts):
     """p~_t(x) = E[q(x_t = x | x_T = y)] with the exact reverse kernel, (times, points), and the upper mode's weight."""
 

@@ -154,13 +154,16 @@ def draw(suite: Suite, name: str, options: Options, arrays: Any) -> None:
     from toys.style import STYLE
 
     made = (options.out / f"{name}.npz").stat().st_mtime_ns
-    for kind in options.format:
-        picture = options.out / f"{name}.{kind}"
-        if picture.exists() and picture.stat().st_mtime_ns >= made:
-            continue
-        with matplotlib.rc_context(STYLE):
-            figure = suite.experiment(name).plot(arrays)
-            write_whole(picture, lambda file, kind=kind, figure=figure: figure.savefig(file, format=kind))
+    pictures = {kind: options.out / f"{name}.{kind}" for kind in options.format}
+    old = [kind for kind, path in pictures.items() if not path.exists() or path.stat().st_mtime_ns < made]
+    if not old:
+        return
+    with matplotlib.rc_context(STYLE):
+        figure = suite.experiment(name).plot(arrays)
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")  # laid out once, not for every format anew
+        for kind in old:
+            write_whole(pictures[kind], lambda file, kind=kind: figure.savefig(file, format=kind))
 
 
 def _write_results(suite: Suite, options: Options) -> None:
