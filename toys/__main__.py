@@ -14,6 +14,16 @@ from toys import runner
 from toys.runner import Options, Suite
 
 EXPERIMENTS = ("priors", "kl", "plane", "learned", "steps", "drag")  # modules of this package, in reading order
+
+
+def prepare(tiny: bool) -> None:
+    """Sets up this process: float64, and how programs are compiled and kept."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
+    jax.config.update("jax_enable_x64", True)
+    keep_compilations()
+    compile_quickly(hastily=tiny)
+
+
 SUITE = Suite(
     package="toys",
     names=EXPERIMENTS,
@@ -22,6 +32,7 @@ SUITE = Suite(
     "Errors are standard errors of samples; `exact` is known otherwise than by sampling.\n",
     folders=("theory", "toys"),
     at_once=("learned", "plane", "kl", "drag", "steps", "priors"),
+    prepare=prepare,
 )
 
 
@@ -50,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"toy-figures: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        os._exit(130)  # without waiting for the experiments that run; files are whole or not there
+        sys.exit(130)
     sys.exit(0)
 
 
@@ -64,9 +75,7 @@ def run(args: Args) -> None:
     if args.list:
         runner.show(SUITE)
         return
-    jax.config.update("jax_enable_x64", True)
-    keep_compilations()
-    compile_quickly(hastily=args.tiny)
+    prepare(args.tiny)
     runner.run(SUITE, args)
 
 

@@ -53,8 +53,8 @@ class Config:
     levels: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0)
     times: int = 81
     cells: int = 400
-    samples: int = 10_000
-    steps: int = 250
+    samples: int = 20_000
+    steps: int = 500
     seed: int = 0
 
     def __post_init__(self):

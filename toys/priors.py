@@ -225,7 +225,8 @@ def plot(arrays: Arrays) -> Figure:
                 (left, arrays.starts[j], arrays.density[i, j, 0]),
                 (right, arrays.ends[i, j], arrays.density[i, j, -1]),
             ):
-                axis.hist(values, bins, density=True, orientation="horizontal", color=colour, alpha=0.35)
+                look = {"histtype": "stepfilled", "orientation": "horizontal", "color": colour, "alpha": 0.35}
+                axis.hist(values, bins, density=True, lw=0, **look)
                 axis.plot(exact, arrays.x, color=colour, lw=1)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)

@@ -7,11 +7,13 @@ import importlib
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,10 @@ from toys.results import table
 Format = Literal["pdf", "png", "svg"]
 
 
+def _nothing(tiny: bool) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Suite:
     """Experiments that belong together."""
@@ -34,7 +40,8 @@ class Suite:
     label: str  # beside the progress
     heading: str  # of results.md
     folders: tuple[str, ...]  # whose sources decide the arrays
-    at_once: tuple[str, ...] = ()  # made side by side in this order, the longest first; if none, one by one
+    at_once: tuple[str, ...] = ()  # each in a process, in this order, the longest first; if none, one by one
+    prepare: Callable[[bool], None] = _nothing  # what such a process does first, told whether the size is tiny
     settings: Mapping[str, Any] = field(default_factory=dict)  # in every Config, in place of its defaults
     facts: Mapping[str, Any] = field(default_factory=dict)  # what decides the arrays besides
 
@@ -101,9 +108,8 @@ def run(suite: Suite, options: Options) -> None:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(suite.label, total=len(names))
         begun = partial(progress.update, task)
-        with closing(_made(suite, names, options, lambda name: begun(description=f"{name:14}"))) as made:
-            for name, arrays in made:
-                draw(suite, name, options, arrays)
+        with closing(_finished(suite, names, options, lambda name: begun(description=f"{name:14}"))) as finished:
+            for _ in finished:
                 progress.advance(task)
     _write_results(suite, options)
     shown = "png" if "png" in options.format else options.format[0]  # one of each: the others lie beside it
@@ -111,24 +117,40 @@ def run(suite: Suite, options: Options) -> None:
         print(options.out / path)
 
 
-def _made(
+def _finished(
     suite: Suite, names: list[str], options: Options, begun: Callable[[str], None]
-) -> Generator[tuple[str, Any], None, None]:
-    """The names and arrays of experiments as they are finished; `begun` is told what begins."""
-
-    def one(name: str) -> tuple[str, Any]:
-        begun(name)
-        return name, make(suite, name, options)
-
-    if not suite.at_once:
-        yield from map(one, names)
+) -> Generator[str, None, None]:
+    """The names of experiments as they are made and drawn; of those made one by one `begun` is told what begins."""
+    if not suite.at_once or len(names) == 1:
+        for name in names:
+            begun(name)
+            yield _finish(suite, name, options)
         return
-    pool = ThreadPoolExecutor(os.cpu_count())
+    # Processes, not threads: tracing and drawing are Python, which runs in one thread of a process at a time.
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _set_up, (suite, options.tiny))
     try:
-        made = [pool.submit(one, name) for name in sorted(names, key=suite.at_once.index)]
+        ordered = sorted(names, key=suite.at_once.index)
+        made = [pool.submit(_finish, suite, name, options) for name in ordered]
+        for name in names:  # the tables need all modules: they are loaded while the others compute
+            suite.experiment(name)
         yield from (each.result() for each in as_completed(made))
+    except BaseException:
+        for worker in active_children():
+            worker.terminate()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
+
+
+def _set_up(suite: Suite, tiny: bool) -> None:
+    """A process that makes experiments. The one that started it ends it when the user interrupts both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    suite.prepare(tiny)
+
+
+def _finish(suite: Suite, name: str, options: Options) -> str:
+    draw(suite, name, options, make(suite, name, options))
+    return name
 
 
 def make(suite: Suite, name: str, options: Options) -> Any:
@@ -160,8 +182,12 @@ def draw(suite: Suite, name: str, options: Options, arrays: Any) -> None:
         return
     with matplotlib.rc_context(STYLE):
         figure = suite.experiment(name).plot(arrays)
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine("none")  # laid out once, not for every format anew
+        # Laid out once, not for every format anew, and with the letters of a PDF, which are then measured already.
+        figure.set_dpi(72)
+        layout = figure.get_layout_engine()
+        assert layout is not None  # `toys.style.figure` gives one
+        layout.execute(figure)
+        figure.set_layout_engine("none")
         for kind in old:
             write_whole(pictures[kind], lambda file, kind=kind: figure.savefig(file, format=kind))
 
