@@ -80,4 +80,6 @@ def run(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from toys.__main__ import main as named
+
+    named()  # by the module's name, by which other processes find what is defined here

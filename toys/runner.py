@@ -127,10 +127,13 @@ def _finished(
             yield _finish(suite, name, options)
         return
     # Processes, not threads: tracing and drawing are Python, which runs in one thread of a process at a time.
-    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _set_up, (suite, options.tiny))
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), suite.prepare, (options.tiny,))
     try:
+        # An interrupt from the keyboard is for this process, which ends the others: they start with it ignored.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         ordered = sorted(names, key=suite.at_once.index)
         made = [pool.submit(_finish, suite, name, options) for name in ordered]
+        signal.signal(signal.SIGINT, handler)
         for name in names:  # the tables need all modules: they are loaded while the others compute
             suite.experiment(name)
         yield from (each.result() for each in as_completed(made))
@@ -140,12 +143,6 @@ def _finished(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _set_up(suite: Suite, tiny: bool) -> None:
-    """A process that makes experiments. The one that started it ends it when the user interrupts both."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    suite.prepare(tiny)
 
 
 def _finish(suite: Suite, name: str, options: Options) -> str:

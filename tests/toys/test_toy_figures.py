@@ -3,7 +3,12 @@
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -54,6 +59,45 @@ def test_files_and_repetition(tmp_path, monkeypatch, capsys):
         with pytest.raises(AssertionError):  # another configuration is computed
             main(["--out", str(out), "--only", "priors"])
     assert {path.name for path in out.iterdir()} == {"priors.npz", "priors.pdf", "priors.png", "results.md"}
+
+
+def gone(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait(for_what, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not for_what():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_side_by_side(tmp_path, monkeypatch):
+    """An interrupt ends every process without a word, and leaves what is whole; that is there for the next call."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"]))
+
+    def start(*names: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "toys", "--tiny", "--out", str(tmp_path), "--only", *names]
+        return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
+
+    cut_off = start("priors", "kl")
+    wait((tmp_path / "priors.png").exists, 180)
+    os.killpg(cut_off.pid, signal.SIGINT)  # as a terminal does
+    assert "Traceback" not in cut_off.communicate()[1]
+    assert cut_off.returncode == 130
+    wait(lambda: gone(cut_off.pid), 20)
+    assert {path.name for path in tmp_path.iterdir()} == {"priors.npz", "priors.pdf", "priors.png"}
+
+    made = (tmp_path / "priors.npz").stat().st_mtime_ns
+    whole = start("priors", "plane")
+    printed = whole.communicate()[0].split()
+    assert whole.returncode == 0
+    assert printed == [str(tmp_path / name) for name in ("priors.png", "plane.png", "results.md")]
+    assert (tmp_path / "plane.npz").exists() and (tmp_path / "priors.npz").stat().st_mtime_ns == made
 
 
 def test_tiny_does_not_replace_what_is_whole(tmp_path, capsys):
