@@ -25,7 +25,8 @@ Values = Float[Array, "*batch"]
 class GaussianMixture(NamedTuple):
     """sum_k w_k N(m_k, Q_k diag(v_k) Q_k^T) in d dimensions; a Gaussian is a mixture of one.
 
-    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d).
+    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d). What is often called by
+    itself is jitted: each of its operations would compile alone.
     """
 
     log_weights: Float[Array, "*batch k"]
