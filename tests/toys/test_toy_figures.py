@@ -78,7 +78,7 @@ def test_side_by_side(tmp_path, monkeypatch):
         return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
 
     cut_off = start("learned", "kl")
-    time.sleep(15)  # all have begun, and at this size none ends in half a minute
+    time.sleep(20)  # all have begun, and at this size none ends in half a minute
     assert cut_off.poll() is None
     os.killpg(cut_off.pid, signal.SIGINT)  # as a terminal does
     assert "Traceback" not in cut_off.communicate()[1]
