@@ -23,11 +23,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial import KDTree
-from scipy.spatial.distance import cdist
-from scipy.special import digamma
 
 from theory.editing import Latent, edit
 from theory.mixtures import GaussianMixture, mixture, noise_fn
@@ -35,6 +30,7 @@ from theory.schedules import LinearVP
 from theory.solve import time_grid
 from theory.solvers import DPMSolverPP2M, Heun
 from theory.types import PRNGKey, Solver, Time, Times
+from toys.estimators import matched_w2, plane_kl
 from toys.results import Row
 from toys.style import ODE, SAMPLERS, SDE, figure, styled
 
@@ -253,15 +249,21 @@ def run(config: Config) -> Arrays:
     filled = inpainted(right, fill_key)
     before = {"drag": right, "translation": wrong, "inpainting": right}
     most = max(config.steps)
+    at_end = target.marginal(SCHEDULE, jnp.asarray(END))
+
+    def distances(x: Array) -> tuple[float, float, float]:
+        """KL of these points to the data, its error, and W2 to a sample of it."""
+        kl, error = plane_kl(np.asarray(x), lambda x: np.asarray(at_end.log_prob(jnp.asarray(x))))
+        return kl, error, matched_w2(np.asarray(x)[: config.matched], np.asarray(again)[: config.matched])
 
     @cache  # the figure's own t0 and steps are among those of the curves
     def measured(task: str, sampler: str, t0: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
         if task == "inpainting" and sampler == "Cycle-SDE":  # what is lost has no noise to record
             return np.full(4, np.nan), np.full(right.shape, np.nan)
         ts = time_grid(SCHEDULE, steps, "log_snr", start=t0, end=END)
-        y = np.asarray(edited(task, sampler, before[task], ts, edit_key))
-        moved = np.sqrt(np.mean(np.sum((y - np.asarray(before[task])) ** 2, axis=-1)))
-        return np.array([*_kl(y, target), _w2(y, again, config.matched), moved]), y
+        y = edited(task, sampler, before[task], ts, edit_key)
+        moved = np.sqrt(np.mean(np.sum((np.asarray(y) - np.asarray(before[task])) ** 2, axis=-1)))
+        return np.array([*distances(y), moved]), np.asarray(y)
 
     by_t0 = [[[measured(task, name, t0, most)[0] for t0 in config.t0s] for name in SAMPLERS] for task in TASKS]
     by_steps = [[[measured(task, name, config.t0, n)[0] for n in config.steps] for name in SAMPLERS] for task in TASKS]
@@ -283,33 +285,13 @@ def run(config: Config) -> Arrays:
         kl_steps=kl_steps,
         kl_steps_error=kl_steps_error,
         w2_steps=w2_steps,
-        floor=np.array([*_kl(right, target), _w2(right, again, config.matched)]),
-        conditional=np.array([*_kl(filled, target), _w2(filled, again, config.matched)]),
+        floor=np.array([*distances(right)]),
+        conditional=np.array([*distances(filled)]),
         before=np.stack([before[task] for task in TASKS]),
         after=np.array(after),
         x=x,
         density=np.exp(target.log_prob(jnp.asarray(square))),
     )
-
-
-def _kl(x: ArrayLike, law: GaussianMixture, k: int = 5) -> tuple[float, float]:
-    """KL of the law of these points to a known one, and its standard error.
-
-    -H - E log p, with the entropy H from distances to the k-th neighbour, psi(n) - psi(k) + log pi + 2 E log rho in the
-    plane (Kozachenko & Leonenko 1987; the form of Kraskov et al. 2004, eq. (20)).
-    """
-    points = np.asarray(x)
-    n = len(points)
-    rho = KDTree(points).query(points, k + 1)[0][:, -1]
-    entropy = digamma(n) - digamma(k) + np.log(np.pi) + 2 * np.log(rho)
-    terms = -entropy - np.asarray(law.marginal(SCHEDULE, jnp.asarray(END)).log_prob(jnp.asarray(x)))
-    return float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(n))
-
-
-def _w2(x: ArrayLike, y: ArrayLike, n: int) -> float:
-    """W2 between the first n points of each, by the best assignment. Between samples of one law it is not 0."""
-    squares = cdist(np.asarray(x)[:n], np.asarray(y)[:n], "sqeuclidean")
-    return float(np.sqrt(squares[linear_sum_assignment(squares)].mean()))
 
 
 def rows(arrays: Arrays) -> list[Row]:

@@ -127,18 +127,21 @@ def _finished(
             yield _finish(suite, name, options)
         return
     # Processes, not threads: tracing and drawing are Python, which runs in one thread of a process at a time.
+    others = active_children()
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), suite.prepare, (options.tiny,))
     try:
         # An interrupt from the keyboard is for this process, which ends the others: they start with it ignored.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ordered = sorted(names, key=suite.at_once.index)
-        made = [pool.submit(_finish, suite, name, options) for name in ordered]
-        signal.signal(signal.SIGINT, handler)
+        try:
+            ordered = sorted(names, key=suite.at_once.index)
+            made = [pool.submit(_finish, suite, name, options) for name in ordered]
+        finally:
+            signal.signal(signal.SIGINT, handler)
         for name in names:  # the tables need all modules: they are loaded while the others compute
             suite.experiment(name)
         yield from (each.result() for each in as_completed(made))
     except BaseException:
-        for worker in active_children():
+        for worker in set(active_children()) - set(others):
             worker.terminate()
         raise
     finally:
