@@ -7,7 +7,7 @@ import pytest
 
 from tests.cases import normal
 from toys import kl
-from toys.estimators import ESTIMATORS
+from toys.estimators import ESTIMATORS, matched_w2, plane_kl
 
 EXACT = 0.5  # KL(N(1, 1) | N(0, 1))
 BIAS = {
@@ -64,3 +64,22 @@ def test_what_ten_thousand_draws_show():
     assert scatter["5 nearest neighbours"] > exact
     # What can see it: the exact log-ratio, over the same draws.
     assert 4 * arrays.log_ratio[-1, 1] < exact
+
+
+def test_kl_in_the_plane_against_the_closed_form():
+    """N(0, 1) against N((.5, 0), 1) is .5²/2; against a law shifted twice as far it is not."""
+    x = np.random.default_rng(0).normal(size=(20_000, 2))
+
+    def log_q(shift: float):
+        return lambda x: -((x - [shift, 0.0]) ** 2).sum(-1) / 2 - np.log(2 * np.pi)
+
+    for shift, right in ((0.5, True), (1.0, False)):
+        value, error = plane_kl(x, log_q(shift))
+        assert (abs(value - 0.125) < 4 * error) is right
+
+
+def test_w2_of_a_shift():
+    """The best assignment of points that are shifted, in another order, is the shift; of others it is more."""
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    np.testing.assert_allclose(matched_w2(x, x[::-1] + np.array([0.03, 0.04])), 0.05, rtol=1e-12)
+    assert matched_w2(x, 2 * x) > 0.5
