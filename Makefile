@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test test-all lint
 
 demo: .venv/demo
 	$(BIN)/theory-check
@@ -12,6 +12,9 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/pytest
+
+test-all: .venv/test
+	$(BIN)/pytest -m ""
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
 """sd-edit: Stable Diffusion from the command line."""
 
-import os
 import sys
 import warnings
 
@@ -13,9 +12,7 @@ from sd_port.commands.lora import LoraCommand
 from sd_port.commands.models import Models
 from sd_port.commands.replay import EDITS, Replay
 from sd_port.experiments.command import ExperimentsCommand
-
-# XLA's default schedule for the CPU needs eight times the temporary memory for a UNet, at the same speed.
-MEMORY = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+from theory.compilations import LITTLE_MEMORY, set_flags
 
 COMMANDS = {
     "generate": Generate,
@@ -38,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Generates and edits images with Stable Diffusion, by the solvers of the theory.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    os.environ["XLA_FLAGS"] = f"{MEMORY} {os.environ.get('XLA_FLAGS', '')}"  # read when the first device is asked for
+    set_flags(LITTLE_MEMORY)
     warnings.showwarning = lambda message, *_: print(f"sd-edit: {message}", file=sys.stderr)
     try:
         command.run()

@@ -7,6 +7,8 @@ import hypothesis
 import jax
 import pytest
 
+from theory.compilations import compile_hastily, keep_compilations
+
 # There is a worker for every core: more threads of torch's would wait for one another, which it does by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,10 +21,15 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("tests")
 
 # Compiling takes most of the time: the workers share what they compile, and the next run finds it.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+keep_compilations()
 
 MAPS = Path("/proc/self/maps")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Tests marked `hasty` compile in haste, their fixtures too: where compiling takes longer than what is compiled."""
+    compile_hastily(item.get_closest_marker("hasty") is not None)
 
 
 @pytest.fixture(scope="module", autouse=True)

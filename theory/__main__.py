@@ -19,7 +19,7 @@ from rich.text import Text
 
 from theory.beyond import BEYOND
 from theory.checks import Check, Study, paper_problem
-from theory.compilations import compile_quickly, keep_compilations
+from theory.compilations import OLD_EMITTERS, keep_compilations, set_flags, stay_on_cpu
 from theory.contraction import contraction_curve
 from theory.controls import CONTROLS
 from theory.files import write_whole
@@ -86,8 +86,9 @@ def run(args: Args) -> int:
         raise ValueError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
 
     jax.config.update("jax_enable_x64", True)
+    stay_on_cpu()
     keep_compilations()
-    compile_quickly()
+    set_flags(OLD_EMITTERS)
     given = _problem(args)
     names = [name for name in known if not args.only or name in args.only]
     checks = _control(given, names) if args.controls else _verify(given, names)

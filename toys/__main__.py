@@ -1,6 +1,5 @@
 """toy-figures: every toy experiment as figures, arrays and tables."""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import tyro
 
-from theory.compilations import compile_quickly, keep_compilations
+from theory.compilations import OLD_EMITTERS, compile_hastily, keep_compilations, set_flags, stay_on_cpu
 from toys import runner
 from toys.runner import Options, Suite
 
@@ -18,10 +17,11 @@ EXPERIMENTS = ("priors", "kl", "plane", "learned", "steps", "drag")  # modules o
 
 def prepare(tiny: bool) -> None:
     """Sets up this process: float64, and how programs are compiled and kept."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
     jax.config.update("jax_enable_x64", True)
+    stay_on_cpu()
     keep_compilations()
-    compile_quickly(hastily=tiny)
+    set_flags(OLD_EMITTERS)
+    compile_hastily(tiny)
 
 
 SUITE = Suite(

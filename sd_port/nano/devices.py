@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sd_port.hardware import processor
+from theory.compilations import ONE_THREAD, set_flags
 
 
 def split_cpu(devices: int) -> None:
@@ -16,8 +17,8 @@ def split_cpu(devices: int) -> None:
     threads wait for each other in small products, and a quarter more than two devices with two threads.
     """
     count = min(devices, os.cpu_count() or 1)
-    flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
-    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
+    jax.config.update("jax_num_cpu_devices", count)
+    set_flags(ONE_THREAD)
 
 
 def all_devices() -> Mesh:
