@@ -7,6 +7,7 @@ which make, keep, tabulate and draw experiments, and themselves know nothing of 
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,13 @@ SHARED = {"toys.runner", "toys.store", "toys.results", "toys.style"}  # what sd_
 LOOPS = {"scan", "fori_loop", "while_loop", "map", "associative_scan"}
 
 STEPPING = {"theory/solve.py", "theory/chains.py"}
-MODULES = sorted(path for package in ("theory", "toys", "sd_port") for path in (ROOT / package).rglob("*.py"))
-every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@cache
+def modules() -> dict[str, ast.AST]:
+    """The syntax trees of all modules, by their path from the root."""
+    paths = sorted(path for package in ("theory", "toys", "sd_port") for path in (ROOT / package).rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in paths}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -80,29 +86,27 @@ def loops_over_steps(tree: ast.AST) -> list[int]:
     return lines
 
 
-@every_module
-def test_imports_point_one_way(path):
+def test_imports_point_one_way():
     """theory needs nothing but numerics; toys and sd_port do not know each other, but for what experiments share."""
-    assert forbidden_imports(ast.parse(path.read_text()), path.relative_to(ROOT).as_posix()) == set()
+    offenders = {module: wrong for module, tree in modules().items() if (wrong := forbidden_imports(tree, module))}
+    assert not offenders and len(modules()) > 100
 
 
-@pytest.mark.parametrize("module", sorted(SHARED))
-def test_what_is_shared_knows_no_toy(module):
+def test_what_is_shared_knows_no_toy():
     """The runner, the store, results and style import each other alone of toys."""
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    assert toys_beyond(imports(tree), SHARED | {"toys"}) == set()
+    trees = {module: modules()[f"{module.replace('.', '/')}.py"] for module in SHARED}
+    assert {name for tree in trees.values() for name in toys_beyond(imports(tree), SHARED | {"toys"})} == set()
 
 
-@every_module
-def test_only_solve_loops_over_solver_steps(path):
+def test_only_solve_loops_over_solver_steps():
     """Everybody else calls sample, replay or record; theory/chains.py steps laws, not points."""
-    lines = loops_over_steps(ast.parse(path.read_text()))
-    assert bool(lines) == (path.relative_to(ROOT).as_posix() in STEPPING), lines
+    stepping = {module: lines for module, tree in modules().items() if (lines := loops_over_steps(tree))}
+    assert set(stepping) == STEPPING, stepping
 
 
 def test_solvers_do_not_draw():
     """A kernel computes: jax.random is neither imported nor reached as an attribute."""
-    assert not draws(ast.parse((ROOT / "theory" / "solvers.py").read_text()))
+    assert not draws(modules()["theory/solvers.py"])
 
 
 def draws(tree: ast.AST) -> bool:
