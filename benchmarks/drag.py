@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring import about, cores, distance, keep_to, write
+from sd_port.edit_configs import PRESETS, DragConfig
 from sd_port.edits.canvas import encode
 from sd_port.edits.drag import drag
-from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.edits.plan import plan
 from sd_port.nano.devices import device_name
 from sd_port.nano.scenes import draw, render

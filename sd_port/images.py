@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,6 +17,17 @@ from theory.files import write_whole
 
 ORIENTATION, LYING = 0x0112, range(5, 9)  # the EXIF tag, and what it is where the picture lies on its side
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
+
+Picture = Float[np.ndarray, "_ _ 3"]
+
+
+class EditResult(NamedTuple):
+    """An edited picture, float32 in [0, 1] and as large as the one that came in, and how it came about."""
+
+    image: Picture
+    latents: Float[np.ndarray, "_ _ _"]
+    frames: list[Picture]  # after every operation of a drag, if they were asked for
+    record: dict[str, Any]  # points, prompts and settings, as JSON; neither the picture that came in nor the key
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -4,7 +4,6 @@ As in SDE-Drag and DragDiffusion: the projections of all attention layers of the
 2106.09685), the training loss of the model itself on this picture alone, the picture's own prompt.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -17,7 +16,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sd_port.edits.canvas import check_picture, check_size, padded
+from sd_port.checks import check_picture, check_size
+from sd_port.edit_configs import LoRAConfig
+from sd_port.edits.canvas import padded
 from sd_port.models.attention import Attention
 from sd_port.models.layers import Adapter, Image, LoRA, Tokens
 from sd_port.noise_fn import PredictionType
@@ -29,26 +30,6 @@ from theory.types import PRNGKey
 PART = 10  # steps between two looks at the progress
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, the mean loss of the last ones
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRAConfig:
-    """AdamW at a constant rate. The defaults are those of SDE-Drag's interface; its benchmark took rank 4."""
-
-    rank: int = 16
-    steps: int = 100
-    learning_rate: float = 2e-4
-    batch: int = 1
-    weight_decay: float = 1e-2
-
-    def __post_init__(self):
-        """Raises ValueError, naming the setting."""
-        for name in ("rank", "steps", "batch", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be positive")
-
-    def optimizer(self) -> optax.GradientTransformation:
-        return optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
 
 
 def train_lora(

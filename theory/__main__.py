@@ -3,33 +3,14 @@
 import dataclasses
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from theory.beyond import BEYOND
-from theory.checks import Check, Study, paper_problem
-from theory.compilations import OLD_EMITTERS, keep_compilations, set_flags, stay_on_cpu
-from theory.contraction import contraction_curve
-from theory.controls import CONTROLS
-from theory.files import write_whole
-from theory.inequalities import log_sobolev
-from theory.mixtures import GaussianMixture, mixture
-from theory.problems import Problem, problem
-from theory.ratios import ratio_ode, ratio_sde
-from theory.theorems import THEOREMS
-
-STATEMENTS = THEOREMS | BEYOND
+from theory.compilations import OLD_EMITTERS, set_flags, stay_on_cpu
+from theory.components import Components, components
+from theory.contents import CONTROLS, STATEMENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +54,21 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Args) -> int:
     """Checks what the arguments ask for and returns the exit code. Raises ValueError for bad input."""
+    check(args)
     if args.list:
-        return _list()
+        show()
+        return 0
+    given = {"target": args.target, "start": args.start}
+    laws = {name: read_law(f"--{name}", text) for name, text in given.items() if text}
+    set_flags(OLD_EMITTERS)
+    stay_on_cpu()
+    from theory.command import verify  # loads what computes
+
+    return verify(args, laws)
+
+
+def check(args: Args) -> None:
+    """Raises ValueError, naming the option, for one that cannot be."""
     known = CONTROLS if args.controls else STATEMENTS
     for name in args.only:
         if name not in known:
@@ -85,48 +79,9 @@ def run(args: Args) -> int:
     if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
 
-    jax.config.update("jax_enable_x64", True)
-    stay_on_cpu()
-    keep_compilations()
-    set_flags(OLD_EMITTERS)
-    given = _problem(args)
-    names = [name for name in known if not args.only or name in args.only]
-    checks = _control(given, names) if args.controls else _verify(given, names)
-    _print(checks, args.controls)
-    if args.json:
-        write_whole(args.json, lambda file: file.write(json.dumps(_report(given, checks), indent=1).encode()))
-    if args.plot:
-        figure = draw(given)
-        write_whole(args.plot, lambda file, kind=args.plot.suffix[1:]: figure.savefig(file, format=kind, dpi=160))
-    held = [check.passed != args.controls for group in checks.values() for check in group]
-    return 0 if all(held) else 1
 
-
-def _list() -> int:
-    table = Table("name", "statement")
-    for name, theorem in STATEMENTS.items():
-        table.add_row(name, theorem.title)
-    table.add_section()
-    for name in CONTROLS:
-        table.add_row(name, "control: a false statement")
-    Console().print(table)
-    return 0
-
-
-# --- input -------------------------------------------------------------------------------------------------------
-
-
-def _problem(args: Args) -> Problem:
-    bundled = paper_problem()
-    target = _law("--target", args.target) if args.target else bundled.target
-    start = _law("--start", args.start) if args.start else bundled.start
-    if args.target and not args.start and target.dim != start.dim:
-        raise ValueError(f"--target has d = {target.dim}; give a --start of the same dimension")
-    return problem(target, start, bundled.schedule, args.t0)
-
-
-def _law(flag: str, text: str) -> GaussianMixture:
-    """A mixture from JSON text or a JSON file."""
+def read_law(flag: str, text: str) -> Components:
+    """The components of a mixture, from JSON text or a JSON file. Raises ValueError, naming the option."""
     try:
         data = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
     except OSError as error:
@@ -143,133 +98,24 @@ def _law(flag: str, text: str) -> GaussianMixture:
             stds, means = np.asarray(data["stds"], float), np.asarray(data["means"], float)
             if stds.ndim != 1 or np.any(stds <= 0):
                 raise ValueError(f'"stds" must be a list of positive numbers, got {data["stds"]}')
-            return mixture(data["weights"], means.reshape(len(means), -1), stds[:, None, None] ** 2)
-        return mixture(data["weights"], data["means"], data["covariances"])
+            return components(data["weights"], means.reshape(len(means), -1), stds[:, None, None] ** 2)
+        return components(data["weights"], data["means"], data["covariances"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{flag}: {error}") from None
 
 
-# --- work --------------------------------------------------------------------------------------------------------
+def show() -> None:
+    """The groups of statements, and the controls."""
+    from rich.console import Console
+    from rich.table import Table
 
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def _verify(given: Problem, names: list[str]) -> dict[str, list[Check]]:
-    chosen = [name for name in names if STATEMENTS[name].max_dim >= given.target.dim]
-    if not chosen:
-        raise ValueError(
-            f"{', '.join(names)}: can be checked on the line only, and the target has d = {given.target.dim}"
-        )
-    study, checks = Study(given), {}
-    with _progress() as progress:
-        task = progress.add_task("", total=len(chosen))
-        for name in chosen:
-            progress.update(task, description=STATEMENTS[name].title)
-            checks[STATEMENTS[name].title] = list(STATEMENTS[name].run(study))
-            progress.advance(task)
-    return checks
-
-
-def _control(given: Problem, names: list[str]) -> dict[str, list[Check]]:
-    study, checks = Study(given), []
-    with _progress() as progress:
-        for name in progress.track(names, description="False statements"):
-            checks.append(CONTROLS[name](study))
-    return {"False statements: each must be caught": checks}
-
-
-# --- output ------------------------------------------------------------------------------------------------------
-
-
-def _print(checks: dict[str, list[Check]], controls: bool) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)  # a file or a pipe: whole lines rather than narrow columns
-    wide = console.width >= 150
-    digits = 12 if wide else 6
-    table = Table("statement", box=SIMPLE_HEAD, pad_edge=False)
-    if wide:
-        table.add_column("equation")
-    for column in ("left", "", "right", "residual", "tolerance", ""):
-        table.add_column(column, justify="right", no_wrap=True)
-    words = ("caught", "NOT CAUGHT") if controls else ("holds", "FAILS")
-    for title, group in checks.items():
-        table.add_row(Text(title, "bold"))
-        for check in group:
-            good = check.passed != controls
-            numbers = f"{check.lhs:.{digits}g}", check.relation, f"{check.rhs:.{digits}g}", f"{check.residual:.1e}"
-            verdict = Text(words[0], "green") if good else Text(words[1], "bold red")
-            sentence = [Text(check.statement), Text(check.equation)] if wide else [Text(check.statement)]
-            table.add_row(*sentence, *numbers, f"{check.tolerance:.0e}", verdict)
-        table.add_section()
-    console.print(table)
-    good = [check.passed != controls for group in checks.values() for check in group]
-    console.print(f"{sum(good)} of {len(good)} {'false statements caught' if controls else 'statements hold'}")
-
-
-def _report(given: Problem, checks: dict[str, list[Check]]) -> dict[str, Any]:
-    def law(m: GaussianMixture) -> dict[str, Any]:
-        return {"weights": m.weights.tolist(), "means": m.means.tolist(), "covariances": m.covariances.tolist()}
-
-    return {
-        "target": law(given.target),
-        "start": law(given.start),
-        "schedule": repr(given.schedule),
-        "t0": float(given.t0),
-        "versions": {name: version(name) for name in ("blessing", "jax", "numpy", "scipy")},
-        "checks": [
-            {"group": title, **check._asdict(), "passed": check.passed}
-            for title, group in checks.items()
-            for check in group
-        ],
-    }
-
-
-def draw(given: Problem):
-    """The divergences on the way back under the ODE and the SDE; on the line, also what the two end with."""
-    from matplotlib.figure import Figure
-
-    t0 = float(given.t0)
-    ts = jnp.asarray(t0 * np.linspace(1.0, 0.0, 41))
-    sde = contraction_curve(given.target, given.start, given.schedule, ts, 1.0)
-    on_line = given.target.dim == 1
-    figure = Figure(figsize=(10, 3.8) if on_line else (5.4, 3.8), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, 2 if on_line else 1))
-    blue, orange, grey = "#0072B2", "#D55E00", "0.45"
-
-    axis = axes[0]
-    axis.axhline(sde.kl.value[0], color=orange, lw=2, label="ODE: the gap stays (Theorem 3.2)")
-    axis.plot(ts, sde.kl.value, color=blue, lw=2, label="SDE, Cycle-SDE: it shrinks (3.1, 3.3)")
-    if on_line:
-        constants = jax.lax.map(lambda t: log_sobolev(given.marginal(t)).upper, ts)
-        rate = given.schedule.beta(ts) / constants
-        passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum((rate[1:] + rate[:-1]) / 2 * -jnp.diff(ts))])
-        bound = sde.kl.value[0] * jnp.exp(-passed)
-        axis.plot(ts, bound, color=grey, ls="--", label="certified log-Sobolev bound")
-    axis.set(
-        yscale="log", xlim=(t0, 0), xlabel="time t: from the edited latent to the image", ylabel="KL(p̃ₜ | pₜ), nats"
-    )
-    axis.set_title("How far the edited law is from the right one", fontsize=11)
-    axis.legend(frameon=False, fontsize=9)
-
-    if on_line:
-        s = ts[-1]
-        spread = 5 * jnp.sqrt(given.target.variances[:, 0])
-        x = jnp.linspace(jnp.min(given.target.means[:, 0] - spread), jnp.max(given.target.means[:, 0] + spread), 1200)
-        data = jnp.exp(given.target.log_prob(x[:, None]))
-        axis = axes[1]
-        axis.fill_between(x, data, color="0.85", label="data")
-        for name, ratio, color in (("ODE", ratio_ode(given, s), orange), ("SDE", ratio_sde(given, s), blue)):
-            axis.plot(x, data * jnp.exp(jax.vmap(ratio)(x[:, None]).log_h), color=color, lw=2, label=name)
-        axis.set(xlabel="x", ylabel="density at t = 0", ylim=(0, None))
-        axis.set_title("What each of them ends with", fontsize=11)
-        axis.legend(frameon=False, fontsize=9, loc="upper center")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
+    table = Table("name", "statement")
+    for name, theorem in STATEMENTS.items():
+        table.add_row(name, theorem.title)
+    table.add_section()
+    for name in CONTROLS:
+        table.add_row(name, "control: a false statement")
+    Console().print(table)
 
 
 if __name__ == "__main__":

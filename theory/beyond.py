@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from scipy.integrate import solve_ivp
 
 from theory.chains import Moments, gaussian_chain, line_chain
-from theory.checks import ROUNDING, Check, Study, Theorem, at_most, equal, gaussian_problem
+from theory.checks import ROUNDING, Check, Study, at_most, equal, gaussian_problem
 from theory.contraction import contraction_curve
 from theory.divergences import gaussian_kl
 from theory.gaussians import Offset, inexact_score
@@ -151,14 +151,6 @@ def discretisation(study: Study) -> Iterator[Check]:
             1.0,
             0.25,
         )
-
-
-BEYOND = {
-    "lambda": Theorem("Any noise level between and beyond", lambda_family),
-    "divergences": Theorem("Any f-divergence", f_divergences),
-    "scores": Theorem("Inexact scores", inexact_scores),
-    "steps": Theorem("Finitely many steps", discretisation),
-}
 
 
 def _by_moment_equations(g: Problem, lam: float, error: float) -> tuple[Offset, float, float, float]:

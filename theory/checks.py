@@ -1,6 +1,5 @@
 """What a verified statement is: a left side, a right side, computed in different ways, and how far they are apart."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -106,11 +105,3 @@ class Study:
         """integral over [0, t0] of g² rate."""
         nodes, weights = self.times
         return float(weights @ np.asarray(self.problem.schedule.beta(jnp.asarray(nodes)) * rate))
-
-
-class Theorem(NamedTuple):
-    """A group of checks; `max_dim` is the largest dimension of the data in which it can be computed."""
-
-    title: str
-    run: Callable[[Study], Iterator[Check]]
-    max_dim: int = 2

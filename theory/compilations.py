@@ -1,4 +1,7 @@
-"""How programs are compiled: kept between runs, in less time, for which device; and how often they are traced."""
+"""How programs are compiled: kept between runs, in less time, for which device; and how many there are.
+
+Commands set flags of XLA before they load JAX, so it is loaded where it is used.
+"""
 
 import os
 import re
@@ -8,10 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import jax
-from jax import monitoring
-
-# XLA ends the process at a flag that it does not know: each is set only for versions of jaxlib that were seen to know it.
+# XLA ends the process at a flag that it does not know: each is set only where jaxlib was seen to know it.
 OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 # The default schedule for the CPU needs eight times the temporary memory for a UNet, at the same speed.
 LITTLE_MEMORY = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
@@ -33,7 +33,9 @@ def set_flags(*flags: str) -> None:
 
 
 def stay_on_cpu() -> None:
-    """Leaves GPUs and TPUs, and their memory, alone, unless JAX_PLATFORMS says otherwise. Before the first use of one."""
+    """Leaves GPUs and their memory alone, unless JAX_PLATFORMS says otherwise. Before the first use of a device."""
+    import jax
+
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
 
@@ -43,6 +45,8 @@ def keep_compilations() -> None:
 
     JAX_COMPILATION_CACHE_DIR, or jax's option of that name, says where; the empty string switches it off.
     """
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blessing" / "xla"
@@ -55,6 +59,8 @@ def compile_hastily(hastily: bool = True) -> None:
 
     For small work, and for tests. Programs that are compiled already stay as they are.
     """
+    import jax
+
     jax.config.update("jax_disable_most_optimizations", hastily)
 
 
@@ -66,9 +72,11 @@ def traces() -> Iterator[Counter[str]]:
         sample(...)
     assert count["_advance"] == 1
     """
+    from jax import monitoring
+
     count: Counter[str] = Counter()
 
-    def listen(event: str, seconds: float, **what: object) -> None:
+    def listen(event: str, duration_secs: float, **what: str | int) -> None:
         if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
             count[re.sub(r"^jit\((.*)\)$", r"\1", str(what["fun_name"]))] += 1
 

@@ -1,7 +1,5 @@
 """False statements put to the machinery that verifies the true ones: each must be caught."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import jax.random as jr
 
@@ -110,19 +108,3 @@ def discretisation_is_free(study: Study) -> Check:
     return at_most(
         "DDPM with 10 steps ends at the data law", "KL(p_N | q0) <= 1e-3", gaussian_kl(right, g.target), 1e-3
     )
-
-
-CONTROLS: dict[str, Callable[[Study], Check]] = {
-    "ode-contracts": ode_contracts,
-    "sde-is-invariant": sde_is_invariant,
-    "fisher-without-half": fisher_without_half,
-    "rate-twice-too-fast": rate_twice_too_fast,
-    "edit-friendly-is-white": edit_friendly_is_white,
-    "edit-friendly-has-the-law-of-the-sde": edit_friendly_has_the_law_of_the_sde,
-    "recorded-noise-has-unit-variance": recorded_noise_has_unit_variance,
-    "fresh-noise-reconstructs": fresh_noise_reconstructs,
-    "inversion-reconstructs": inversion_reconstructs,
-    "noise-level-does-not-matter": noise_level_does_not_matter,
-    "inexact-ode-is-invariant": inexact_ode_is_invariant,
-    "discretisation-is-free": discretisation_is_free,
-}

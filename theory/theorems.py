@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from theory import line
-from theory.checks import Check, Study, Theorem, at_most, equal, gaussian_problem
+from theory.checks import Check, Study, at_most, equal, gaussian_problem
 from theory.divergences import gaussian_kl
 from theory.flows import flow, kl_ode
 from theory.gaussians import Linear, Offset, cycle_edited, inexact_score, recorded_noise
@@ -250,15 +250,6 @@ def reconstruction(study: Study) -> Iterator[Check]:
     yield equal(
         "That error is truncation: it is the same in float32", "error, float32 = float64", single, errors[0], 0.02
     )
-
-
-THEOREMS = {
-    "sde": Theorem("Theorem 3.1: the SDE contracts", sde_contraction),
-    "ode": Theorem("Theorem 3.2: the ODE does not", ode_invariance),
-    "rate": Theorem("The linear rate under a log-Sobolev inequality", linear_rate, max_dim=1),
-    "cycle": Theorem("Theorem 3.3: Cycle-SDE contracts", cycle_contraction),
-    "reconstruction": Theorem("Appendix A: reconstruction", reconstruction),
-}
 
 
 def to_start(g: Problem) -> Partial:

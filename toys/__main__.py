@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 
 from theory.compilations import OLD_EMITTERS, compile_hastily, keep_compilations, set_flags, stay_on_cpu
@@ -17,10 +16,12 @@ EXPERIMENTS = ("priors", "kl", "plane", "learned", "steps", "drag")  # modules o
 
 def prepare(tiny: bool) -> None:
     """Sets up this process: float64, and how programs are compiled and kept."""
+    set_flags(OLD_EMITTERS)
+    import jax  # here, so that options are checked before it is loaded
+
     jax.config.update("jax_enable_x64", True)
     stay_on_cpu()
     keep_compilations()
-    set_flags(OLD_EMITTERS)
     compile_hastily(tiny)
 
 

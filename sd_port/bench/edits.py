@@ -12,13 +12,13 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from sd_port.checks import check_mask, check_points, check_size, latent_mask
 from sd_port.dragbench import Item
-from sd_port.edits.canvas import check_mask, check_points, check_size, latent_mask
+from sd_port.edit_configs import DragConfig, Dragging
 from sd_port.edits.drag import drag
-from sd_port.edits.drag_config import DragConfig
 from sd_port.edits.plan import plan
 from sd_port.images import image_size, read_image, read_record, write_png
-from sd_port.lora import LoRAConfig, train_lora
+from sd_port.lora import train_lora
 from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
 from theory.types import PRNGKey
@@ -26,16 +26,6 @@ from theory.types import PRNGKey
 PICTURE = "dragged_image.png"  # the name that DragDiffusion's evaluator looks for
 
 Told = Callable[[int, int], None]  # operations done, operations in all
-
-
-@dataclasses.dataclass(frozen=True)
-class Dragging:
-    """What decides the pictures, beside the items and the model."""
-
-    config: DragConfig
-    lora: LoRAConfig | None  # adapters trained on every picture first
-    seed: int
-    dtype: str
 
 
 def item_key(seed: int, name: str) -> PRNGKey:

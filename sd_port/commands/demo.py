@@ -8,7 +8,6 @@ from rich.table import Table
 
 from sd_port.commands.options import check_seed
 from sd_port.images import write_png
-from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
 
 
@@ -24,10 +23,11 @@ class Demo:
     def run(self) -> None:
         """Raises ValueError for what cannot be done, before anything is drawn."""
         check_seed(self.seed)
-        from sd_port.nano.demo import drag_the_sun, sheet  # its fit of scenes is compiled when it is imported
-
         if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir():
             raise ValueError(f"--out {self.out}: give a name that ends in .png, in a folder that exists")
+        from sd_port.nano.demo import drag_the_sun, sheet
+        from sd_port.pipeline import StableDiffusion
+
         with Console(stderr=True).status("Drawing, dragging and reading out (the first time compiles)"):
             pipe = StableDiffusion.load("nano")
             demo = drag_the_sun(pipe, self.seed)

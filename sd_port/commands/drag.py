@@ -4,20 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.random as jr
 import numpy as np
 
+from sd_port.checks import Points, check_points
 from sd_port.commands.drag_options import DragOptions
 from sd_port.commands.edit import EditCommand
-from sd_port.commands.jobs import all_or_none
+from sd_port.commands.jobs import Job, all_or_none
 from sd_port.commands.options import at_least, new_file
 from sd_port.dragbench import Request
-from sd_port.edits.canvas import EditResult, check_points, check_text_model
-from sd_port.edits.drag import Drag, drag_many
-from sd_port.edits.drag_config import DragConfig
-from sd_port.edits.plan import plan
-from sd_port.images import image_size, read_image, to_pil
-from sd_port.lora import train_lora
+from sd_port.edit_configs import DragConfig
+from sd_port.images import EditResult, image_size, read_image, to_pil
 from theory.files import write_whole
 
 
@@ -55,16 +51,26 @@ class DragCommand(EditCommand, DragOptions):
             if self.batch is not None:
                 raise ValueError("--save-frames writes one GIF: give it without --batch")
 
+    def check_files(self, job) -> None:
+        super().check_files(job)
+        ends(job)
+
     def check_job(self, job, pipe) -> None:
+        from sd_port.edits.canvas import check_text_model
+        from sd_port.edits.plan import plan
+
         check_text_model(pipe, "drag")
         super().check_job(job, pipe)
         config = self.config(self.model)
         config.grid(pipe.schedule)
-        ends = zip(points_of(job.request), ("source", "target"), strict=True)
-        source, target = (check_points(points, image_size(job.image), name) for points, name in ends)
-        plan(source, target, pipe.vae.config.factor, config)
+        plan(*ends(job), pipe.vae.config.factor, config)
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        import jax.random as jr
+
+        from sd_port.edits.drag import Drag, drag_many
+        from sd_port.lora import train_lora
+
         if self.lora_steps:
             lora_key, key = jr.split(key)
             settings = self.lora_config()
@@ -100,6 +106,13 @@ class DragCommand(EditCommand, DragOptions):
         with all_or_none(self.save_frames, job.out, job.out.with_suffix(".json")):
             super().write(job, result, place, model_sha256)
             write_whole(self.save_frames, lambda file: frames[0].save(file, format="GIF", **options))
+
+
+def ends(job: Job) -> tuple[Points, Points]:
+    """Sources and targets in the picture. Raises ValueError for a point outside of it."""
+    size = image_size(job.image)
+    source, target = points_of(job.request)
+    return check_points(source, size, "source"), check_points(target, size, "target")
 
 
 def points_of(request: Request) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sd_port.edits.drag_config import PRESETS, DragConfig, Preset
-from sd_port.lora import LoRAConfig
+from sd_port.edit_configs import PRESETS, DragConfig, LoRAConfig, Preset
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 

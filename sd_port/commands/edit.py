@@ -9,28 +9,26 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-import jax
-import jax.random as jr
 import numpy as np
 import tyro
-from jaxtyping import Array
 from rich.console import Console
 
+from sd_port.checks import check_mask, check_size, latent_mask
 from sd_port.commands.edit_file import EditFile, read_edit_file
 from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, read_json, ready
 from sd_port.commands.options import Dtype, at_least, check_seed, new_file, progress_bar
 from sd_port.dragbench import Request, read_set
-from sd_port.edits.canvas import EditResult, check_mask, check_size, latent_mask
-from sd_port.edits.inpaint import InpaintConfig
-from sd_port.edits.translate import TranslateConfig
-from sd_port.images import image_size, read_record, write_png
-from sd_port.nano.devices import all_devices
-from sd_port.pipeline import StableDiffusion
+from sd_port.edit_configs import InpaintConfig, TranslateConfig
+from sd_port.images import EditResult, image_size, read_mask, read_record, write_png
 from sd_port.versions import versions
 from sd_port.weights.hub import BUNDLED
 from theory.files import write_whole
+
+if TYPE_CHECKING:  # what computes is loaded after the options have been checked
+    from sd_port.pipeline import StableDiffusion
+    from theory.types import PRNGKey
 
 OUTPUTS = ("out", "save_frames")  # options that say where things are written, not what
 PATHS = ("image", "batch", "edit", "lora", "mask")  # options that say where things are read; their hashes say what
@@ -72,7 +70,7 @@ class EditCommand(ABC):
     """Of weights and activations: bfloat16 on a GPU or a TPU, float32 on a CPU."""
 
     @abstractmethod
-    def edited(self, pipe: StableDiffusion, jobs: Sequence[Ready], key: Array, told: Told) -> list[EditResult]:
+    def edited(self, pipe: "StableDiffusion", jobs: Sequence[Ready], key: "PRNGKey", told: Told) -> list[EditResult]:
         """The results of jobs whose pictures have one size."""
 
     def check(self) -> None:
@@ -88,12 +86,18 @@ class EditCommand(ABC):
         elif self.out.suffix.lower() in PICTURES or (self.out.exists() and not self.out.is_dir()):
             raise ValueError(f"--out {self.out}: with --batch give a folder, which is made if it is not there")
 
-    def check_job(self, job: Job, pipe: StableDiffusion) -> None:
-        """Raises ValueError for a job that cannot be done, before any is begun: its picture is read whole."""
-        size, factor = image_size(job.image), pipe.vae.config.factor
-        check_size(size, factor)
+    def check_files(self, job: Job) -> None:
+        """Raises ValueError for a job that no model can do, before one is loaded: its picture is read whole."""
         mask = ready(job).mask
         if mask is not None:
+            check_mask(mask, image_size(job.image))
+
+    def check_job(self, job: Job, pipe: "StableDiffusion") -> None:
+        """Raises ValueError for a job that this model cannot do, before any is begun."""
+        size, factor = image_size(job.image), pipe.vae.config.factor
+        check_size(size, factor)
+        if job.mask is not None:
+            mask = read_mask(job.mask) if isinstance(job.mask, Path) else job.mask
             latent_mask(check_mask(mask, size), factor, self.share)
 
     def check_out(self) -> None:
@@ -140,8 +144,13 @@ class EditCommand(ABC):
 
         weights: the hashes of those that made what is there, and a picture of each.
         """
+        jobs = [job for group in groups for job in group]
+        for job in jobs:
+            self.check_files(job)
+        import jax.random as jr
+
         pipe = self.load()
-        for job in (job for group in groups for job in group):
+        for job in jobs:
             self.check_job(job, pipe)
         digest = pipe.digest()
         for other, path in weights.items():
@@ -149,7 +158,7 @@ class EditCommand(ABC):
                 raise ValueError(f"{path}: was made with other weights of {self.model}; give another folder as --out")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with progress_bar() as progress:
-            pictures = progress.add_task("Pictures", total=sum(map(len, groups)), visible=self.batch is not None)
+            pictures = progress.add_task("Pictures", total=len(jobs), visible=self.batch is not None)
             for group in groups:
                 task = progress.add_task("Compiling, then editing", total=None)
 
@@ -216,7 +225,12 @@ class EditCommand(ABC):
                 raise ValueError(f"--batch {folder}: has several pictures called {name}; rename one")
         return [Job(*job, out=self.out / f"{job[0]}.png") for job in jobs]
 
-    def load(self) -> StableDiffusion:
+    def load(self) -> "StableDiffusion":
+        import jax
+
+        from sd_port.nano.devices import all_devices
+        from sd_port.pipeline import StableDiffusion
+
         devices, mesh = len(jax.devices()), None
         if self.batch is not None and devices > 1 and self.batch_size % devices == 0:
             mesh = all_devices()
@@ -241,6 +255,8 @@ class EditCommand(ABC):
 
     def write(self, job: Job, result: EditResult, place: tuple[int, int], model_sha256: str) -> None:
         """The JSON file first: where the picture is, all is. Neither, where one cannot be written."""
+        import jax
+
         record = result.record | {
             "command": self.name,
             "arguments": self.arguments(),

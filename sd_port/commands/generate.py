@@ -4,21 +4,19 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
-import jax.random as jr
 import tyro
 from rich.console import Console
 
 from sd_port.commands.options import Dtype, at_least, check_seed, guidance_of, new_file, progress_bar
 from sd_port.images import write_png
-from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
-from sd_port.weights.read import digest
-from theory.schedules import DiscreteVP
-from theory.solvers import DDIM, DPMSolverPP2M
-from theory.types import Solver
+
+if TYPE_CHECKING:  # what computes is loaded after the options have been checked
+    from sd_port.pipeline import StableDiffusion
+    from theory.schedules import DiscreteVP
+    from theory.types import Solver
 
 SolverName = Literal["dpm++2m", "dpm++2m-sde", "ddim", "ddpm"]
 
@@ -77,6 +75,9 @@ class Generate:
         check_seed(self.seed)
         numbers = [""] if self.batch == 1 else [f"-{i:03}" for i in range(self.batch)]
         paths = [new_file("--out", self.out.with_stem(self.out.stem + number)) for number in numbers]
+        import jax
+        import jax.random as jr
+
         pipe = _load(self)
         solver = _solver(self.solver, pipe.schedule)
         guidance_scale = guidance_of(self.model, self.guidance_scale)
@@ -107,7 +108,9 @@ class Generate:
         print(f"{self.steps} steps in {seconds:.1f} s on {jax.devices()[0].device_kind}", file=sys.stderr)
 
 
-def _load(args: Generate) -> StableDiffusion:
+def _load(args: Generate) -> "StableDiffusion":
+    from sd_port.pipeline import StableDiffusion
+
     with Console(stderr=True).status(f"Loading {args.model}"):
         files = {name: getattr(args, name) for name in ("variant", "vae", "config", "ema", "prediction_type")}
         pipe = StableDiffusion.load(args.model, dtype=args.dtype, **files)
@@ -116,7 +119,9 @@ def _load(args: Generate) -> StableDiffusion:
     return pipe
 
 
-def _solver(name: SolverName, schedule: DiscreteVP) -> Solver:
+def _solver(name: SolverName, schedule: "DiscreteVP") -> "Solver":
+    from theory.solvers import DDIM, DPMSolverPP2M
+
     return {
         "dpm++2m": DPMSolverPP2M(schedule, 0.0),
         "dpm++2m-sde": DPMSolverPP2M(schedule, 1.0),
@@ -125,8 +130,12 @@ def _solver(name: SolverName, schedule: DiscreteVP) -> Solver:
     }[name]
 
 
-def _record(args: Generate, pipe: StableDiffusion, shape: tuple[int, ...]) -> dict[str, Any]:
+def _record(args: Generate, pipe: "StableDiffusion", shape: tuple[int, ...]) -> dict[str, Any]:
     """How the images were made."""
+    import jax
+
+    from sd_port.weights.read import digest
+
     settings = {
         key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(args).items() if key != "out"
     }

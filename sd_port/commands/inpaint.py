@@ -6,8 +6,8 @@ from typing import Literal
 from sd_port.commands.edit import EditCommand
 from sd_port.commands.options import guidance_of
 from sd_port.commands.translate import images_of
-from sd_port.edits.canvas import EditResult
-from sd_port.edits.inpaint import InpaintConfig, inpaint
+from sd_port.edit_configs import InpaintConfig
+from sd_port.images import EditResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,18 @@ class InpaintCommand(EditCommand):
         super().check()
         self.config()
 
-    def check_job(self, job, pipe) -> None:
-        super().check_job(job, pipe)
-        pipe.scheduler.grid(self.config().steps)
+    def check_files(self, job) -> None:
+        super().check_files(job)
         if job.mask is None:
             raise ValueError(f"{job.image} has no mask: give --mask; what is white in it is made anew")
 
+    def check_job(self, job, pipe) -> None:
+        super().check_job(job, pipe)
+        pipe.scheduler.grid(self.config().steps)
+
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        from sd_port.edits.inpaint import inpaint
+
         prompts, masks = [job.request.prompt for job in jobs], self.masks_of(jobs)
         assert masks is not None
         return inpaint(pipe, images_of(jobs), masks, prompts, self.config(), key=key)

@@ -4,16 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax.random as jr
 import tyro
 from rich.console import Console
 
 from sd_port.commands.options import Dtype, check_seed, new_file, progress_bar
-from sd_port.edits.canvas import check_size
+from sd_port.edit_configs import LoRAConfig
 from sd_port.images import image_size, read_image
-from sd_port.lora import LoRAConfig, train_lora
-from sd_port.pipeline import StableDiffusion
-from sd_port.weights.lora_files import write_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +43,13 @@ class LoraCommand:
         check_seed(self.seed)
         settings = LoRAConfig(self.rank, self.steps, self.learning_rate, self.batch)
         size = image_size(self.image)
+        import jax.random as jr
+
+        from sd_port.checks import check_size
+        from sd_port.lora import train_lora
+        from sd_port.pipeline import StableDiffusion
+        from sd_port.weights.lora_files import write_lora
+
         with Console(stderr=True).status(f"Loading {self.model}"):
             pipe = StableDiffusion.load(self.model, dtype=self.dtype)
         check_size(size, pipe.vae.config.factor)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import jax.random as jr
 import tyro
 
 from sd_port.commands.drag import DragCommand
@@ -67,6 +65,9 @@ class Replay:
         command, (row, rows) = earlier.command, earlier.place
         command.check_out()
         job = job_of(earlier)
+        import jax
+        import jax.random as jr
+
         pipe = command.load()
         if pipe.digest() != earlier.model_sha256:
             raise ValueError(f"--model {command.model}: has other weights than it had")

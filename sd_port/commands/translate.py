@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-import jax.random as jr
 import numpy as np
 
 from sd_port.commands.edit import EditCommand, Ready
 from sd_port.commands.options import at_least, guidance_of
-from sd_port.edits.canvas import EditResult, check_text_model, encode
-from sd_port.edits.translate import Kind, TranslateConfig, difference_mask, reconstruct, translate
+from sd_port.edit_configs import Kind, TranslateConfig
+from sd_port.images import EditResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +51,8 @@ class _Translate(EditCommand):
         self.config()
 
     def check_job(self, job, pipe) -> None:
+        from sd_port.edits.canvas import check_text_model
+
         check_text_model(pipe, self.name)
         super().check_job(job, pipe)
 
@@ -70,6 +71,8 @@ class SdeditCommand(_Translate):
         return "sdedit" if self.method == "sde" else "sdedit-ode"
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        from sd_port.edits.translate import translate
+
         before, after = prompts_of(jobs)
         return translate(pipe, images_of(jobs), before, after, self.config(), key=key, masks=self.masks_of(jobs))
 
@@ -90,6 +93,8 @@ class _FromPrompt(_Translate):
         at_least(self, forward_batch=1)
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        from sd_port.edits.translate import translate
+
         before, after = prompts_of(jobs)
         return translate(
             pipe,
@@ -157,6 +162,10 @@ class DiffeditCommand(_FromPrompt):
             raise ValueError(f"--clip {self.clip}: must be a positive number")
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        import jax.random as jr
+
+        from sd_port.edits.translate import difference_mask, translate
+
         images, (before, after), config = images_of(jobs), prompts_of(jobs), self.config()
         masks = self.masks_of(jobs)
         if masks is None or any(job.mask is None for job in jobs):
@@ -212,6 +221,9 @@ class ReconstructCommand(_Translate):
         self.refuse(("mask",), "there is nothing to protect where nothing is edited")
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
+        from sd_port.edits.canvas import encode
+        from sd_port.edits.translate import reconstruct
+
         images, prompts = images_of(jobs), [job.request.prompt for job in jobs]
         results = reconstruct(pipe, images, prompts, self.config(), key=key, batch_size=self.forward_batch)
         found = []

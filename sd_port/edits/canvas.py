@@ -1,78 +1,17 @@
 """From pictures of any size to latents and back: padding, points, masks, and what an edit returns."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
-from PIL import Image as PILImage
 
+from sd_port.checks import check_size
 from sd_port.models.layers import Image
 from sd_port.pipeline import StableDiffusion
 from theory.schedules import DiscreteVP
 from theory.solvers import DDIM, DPMSolverPP2M
 from theory.types import NoiseFn, Solver
-
-Picture = Float[np.ndarray, "_ _ 3"]
-Mask = Float[np.ndarray, "_ _"]
-Points = Int[np.ndarray, "_ 2"]
-
-
-LARGEST = 256 * 256  # cells of a latent: attention over more needs tens of gigabytes
-
-
-class EditResult(NamedTuple):
-    """An edited picture, float32 in [0, 1] and as large as the one that came in, and how it came about."""
-
-    image: Picture
-    latents: Float[np.ndarray, "_ _ _"]
-    frames: list[Picture]  # after every operation of a drag, if they were asked for
-    record: dict[str, Any]  # points, prompts and settings, as JSON; neither the picture that came in nor the key
-
-
-def check_picture(image: np.ndarray, name: str = "image") -> Picture:
-    """Raises ValueError for what is not (height, width, 3) with numbers in [0, 1]."""
-    image = np.asarray(image, np.float32)
-    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-        raise ValueError(f"{name} must be (height, width, 3), got {image.shape}")
-    if not np.isfinite(image).all():
-        raise ValueError(f"{name} has values that are not finite")
-    if image.min() < 0 or image.max() > 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {image.min():.3g} to {image.max():.3g}")
-    return image
-
-
-def check_points(points: ArrayLike, size: tuple[int, int], name: str) -> Points:
-    """[x, y] to the nearest pixels. Raises ValueError, naming the first outside a picture of this (height, width)."""
-    points = np.asarray(points)
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
-        raise ValueError(f"{name} must be at least one point [x, y], got {points.tolist()}")
-    points = np.round(points.astype(float))
-    if not np.isfinite(points).all():
-        raise ValueError(f"{name} has a point that is not finite: {points.tolist()}")
-    height, width = size
-    for x, y in points:
-        if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"{name} [{x:g}, {y:g}] is outside the picture, which is {width} x {height} pixels")
-    return points.astype(int)
-
-
-def check_mask(mask: np.ndarray | None, size: tuple[int, int]) -> Mask:
-    """1 where the picture may change; all of it without a mask. Raises ValueError for another size, and for all 0."""
-    if mask is None:
-        return np.ones(size, np.float32)
-    mask = np.asarray(mask, np.float32)
-    if mask.shape != size:
-        raise ValueError(
-            f"the mask is {mask.shape[::-1]} pixels, and the picture is {size[::-1]}: give one of its size"
-        )
-    if not np.isfinite(mask).all():
-        raise ValueError("the mask has values that are not finite")
-    if mask.max() <= 0.5:
-        raise ValueError("the mask is black: nothing may change; what may change must be white")
-    return (mask > 0.5).astype(np.float32)
 
 
 def padded(images: np.ndarray, factor: int) -> np.ndarray:
@@ -85,16 +24,6 @@ def encode(pipe: StableDiffusion, images: np.ndarray) -> Image:
     """Latents of (batch, height, width, 3) of any size up to `LARGEST` cells. Raises ValueError for a larger one."""
     check_size(images.shape[1:3], pipe.vae.config.factor)
     return pipe.encode(jnp.asarray(padded(images, pipe.vae.config.factor)))
-
-
-def check_size(size: tuple[int, int], factor: int) -> None:
-    """Raises ValueError for a (height, width) of more than `LARGEST` cells."""
-    height, width = size
-    if -(-height // factor) * -(-width // factor) > LARGEST:
-        raise ValueError(
-            f"the picture is {width} x {height} pixels, which is too large to edit at once; "
-            f"make it smaller: {round(LARGEST**0.5) * factor} x {round(LARGEST**0.5) * factor} is the largest square"
-        )
 
 
 def check_text_model(pipe: StableDiffusion, what: str) -> None:
@@ -140,17 +69,3 @@ def decode(pipe: StableDiffusion, latents: Image, size: tuple[int, int]) -> np.n
             "the edit ended in numbers that are not finite: lower the guidance, or alpha, or take another dtype"
         )
     return images[:, : size[0], : size[1]]
-
-
-def latent_mask(mask: Mask, factor: int, share: float = 0.5) -> Float[np.ndarray, "_ _ 1"]:
-    """The mask on latents: 1 where more than this share of the pixels of a cell may change.
-
-    Raises ValueError where that is nowhere: the edit could change nothing.
-    """
-    height, width = (-(-side // factor) for side in mask.shape)
-    filled = np.pad(mask, ((0, -mask.shape[0] % factor), (0, -mask.shape[1] % factor)), mode="edge")
-    small = PILImage.fromarray(filled).resize((width, height), PILImage.Resampling.BOX)
-    cells = (np.asarray(small) > share).astype(np.float32)[..., None]
-    if not cells.any():
-        raise ValueError(f"the mask is too thin: of no cell of {factor} x {factor} pixels may more than half change")
-    return cells

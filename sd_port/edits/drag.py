@@ -15,22 +15,13 @@ import jax.random as jr
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sd_port.checks import check_mask, check_picture, check_points, latent_mask
+from sd_port.edit_configs import PRESETS, DragConfig
 from sd_port.edits import follow
-from sd_port.edits.canvas import (
-    EditResult,
-    check_mask,
-    check_picture,
-    check_points,
-    check_text_model,
-    decode,
-    encode,
-    latent_mask,
-    solver_of,
-    times_at_once,
-)
-from sd_port.edits.drag_config import PRESETS, DragConfig
+from sd_port.edits.canvas import check_text_model, decode, encode, solver_of, times_at_once
 from sd_port.edits.operation import operate
 from sd_port.edits.plan import plan, together
+from sd_port.images import EditResult
 from sd_port.pipeline import StableDiffusion
 from theory.types import NoiseFn, PRNGKey, Times
 

@@ -7,38 +7,21 @@ does. Either by ODE or SDE, of order 1 or 2, as in Table 1 of the paper.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from sd_port.edits.canvas import EditResult, check_mask, check_picture, decode, encode, guided, latent_mask, solver_of
+from sd_port.checks import check_mask, check_picture, latent_mask
+from sd_port.edit_configs import InpaintConfig
+from sd_port.edits.canvas import decode, encode, guided, solver_of
+from sd_port.images import EditResult
 from sd_port.models.layers import Image
 from sd_port.pipeline import StableDiffusion
 from theory.processes import forward_path
 from theory.solve import Constraint, sample
 from theory.types import NoiseFn, Path, PRNGKey, Solver, Times
-
-
-@dataclasses.dataclass(frozen=True)
-class InpaintConfig:
-    """A solver of this order for the ODE or the SDE, on the model's own grid of times, from pure noise."""
-
-    method: Literal["sde", "ode"] = "sde"
-    steps: int = 50
-    order: Literal[1, 2] = 1
-    guidance: float = 7.5
-    lora_scale: float = 1.0
-
-    def __post_init__(self):
-        """Raises ValueError, naming the setting."""
-        if self.steps < 1:
-            raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
-        for name in ("guidance", "lora_scale"):
-            if not np.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
 
 
 def inpaint(

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from sd_port.edits.canvas import Points
-from sd_port.edits.drag_config import DragConfig
+from sd_port.checks import Points
+from sd_port.edit_configs import DragConfig
 from sd_port.edits.operation import Move
 
 MOST_POINTS = 8  # pairs of points that fit without a new compilation; more are padded to the next power of two

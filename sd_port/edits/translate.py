@@ -13,7 +13,7 @@ All are `theory.editing.edit` with a source prompt on the way up and a target pr
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,66 +21,18 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from sd_port.edits.canvas import (
-    EditResult,
-    check_mask,
-    check_picture,
-    check_text_model,
-    decode,
-    encode,
-    guided,
-    latent_mask,
-    solver_of,
-    times_at_once,
-)
+from sd_port.checks import check_mask, check_picture, latent_mask
+from sd_port.edit_configs import Kind, TranslateConfig
+from sd_port.edits.canvas import check_text_model, decode, encode, guided, times_at_once
+from sd_port.images import EditResult
 from sd_port.models.layers import Image
 from sd_port.pipeline import StableDiffusion
 from theory.editing import Latent, edit
-from theory.schedules import DiscreteVP
-from theory.solve import time_grid
 from theory.types import NoiseFn, PRNGKey, Schedule, Solver, Times
 
 ROUNDING = 1e-5  # what two evaluations of a network on the same input may differ by: noise predictions are of size 1
 
-Kind = Literal["sdedit-ode", "sdedit", "ddib", "cycle"]
-
 LATENTS: dict[Kind, Latent] = {"sdedit-ode": "noise", "sdedit": "noise", "ddib": "invert", "cycle": "cycle"}
-
-
-@dataclasses.dataclass(frozen=True)
-class TranslateConfig:
-    """How to translate: up to t0 and back in this many steps of a solver of this order, guidance on the way back.
-
-    The way up, where there is one through the network, has `source_guidance`, 1 by default: a larger one is seldom
-    undone by the way back. Only `kind`, `steps`, `order`, and whether there is guidance compile.
-    """
-
-    kind: Kind = "cycle"
-    t0: float = 0.7
-    steps: int = 50
-    order: Literal[1, 2] = 1
-    guidance: float = 7.5
-    source_guidance: float = 1.0
-    lora_scale: float = 1.0
-
-    def __post_init__(self):
-        """Raises ValueError, naming the setting."""
-        if not 0 < self.t0 <= 1:
-            raise ValueError(f"t0 = {self.t0} cannot be: it must lie in (0, 1]")
-        if self.steps < 1:
-            raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
-        for name in ("guidance", "source_guidance", "lora_scale"):
-            if not np.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
-        if self.kind == "ddib" and self.order == 2:
-            raise ValueError("order = 2 cannot be inverted: DDIB takes order 1")
-
-    def solver(self, schedule: DiscreteVP) -> Solver:
-        return solver_of(schedule, "sde" if self.kind in ("sdedit", "cycle") else "ode", self.order)
-
-    def grid(self, schedule: DiscreteVP) -> Times:
-        """From t0 to the image, which stands at the first timestep: noise cannot be recorded down to t = 0."""
-        return time_grid(schedule, self.steps, start=self.t0, end=1 / schedule.steps).astype(jnp.float32)
 
 
 def translate(

@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sd_port.nano.devices import split_cpu
 from toys.runner import Options, Suite, check, run, show
 
 FEWEST = 2
@@ -56,6 +55,7 @@ class ExperimentsCommand(Options):
             show(suite)
             return
         from sd_port.experiments.editing import pipeline  # brings in all networks, of which --list has no need
+        from sd_port.nano.devices import split_cpu
 
         split_cpu(os.cpu_count() or 1)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from sd_port.edits.drag_config import DragConfig
+from sd_port.edit_configs import DragConfig
 from sd_port.experiments.cases import LENGTHS, REPORT, THINGS, Cases, cases, editable, part, some
 from sd_port.experiments.compare import MEASURES, TO_TRUTHS, Cell, differences, row, summary, to_the_data
 from sd_port.experiments.editing import DRAG, LORA, METHODS, dragged, pipeline, tell

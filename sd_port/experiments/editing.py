@@ -10,10 +10,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float, Int
 
-from sd_port.edits.canvas import EditResult
+from sd_port.edit_configs import PRESETS, DragConfig
 from sd_port.edits.drag import Drag, drag_many
-from sd_port.edits.drag_config import PRESETS, DragConfig
 from sd_port.experiments.cases import Cases
+from sd_port.images import EditResult
 from sd_port.lora import LoRAConfig
 from sd_port.nano.devices import all_devices
 from sd_port.nano.fresh import at_size

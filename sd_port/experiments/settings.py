@@ -14,7 +14,7 @@ import jax.random as jr
 import numpy as np
 from matplotlib.figure import Figure
 
-from sd_port.edits.drag_config import PRESETS, DragConfig, Preset
+from sd_port.edit_configs import PRESETS, DragConfig, Preset
 from sd_port.edits.plan import plan
 from sd_port.experiments.cases import THINGS, TUNING, Cases, cases, editable
 from sd_port.experiments.compare import MEASURES, row

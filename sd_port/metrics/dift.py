@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from sd_port.edits.canvas import check_picture
+from sd_port.checks import check_picture
 from sd_port.models.layers import Image, Tokens
 from sd_port.pipeline import StableDiffusion
 from theory.schedules import DiscreteVP

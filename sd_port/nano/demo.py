@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sd_port.edit_configs import PRESETS
 from sd_port.edits.drag import drag
-from sd_port.edits.drag_config import PRESETS
 from sd_port.nano.captions import facts
 from sd_port.nano.read_out import read_out
 from sd_port.nano.scenes import Scene, all_seen, draw, each, render

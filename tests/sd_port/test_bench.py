@@ -11,30 +11,28 @@ import pytest
 import tyro
 from PIL import Image
 
-from sd_port.bench import edits, report, score
+from sd_port.bench import edits, report, running, score
 from sd_port.bench.edits import PICTURE, Dragging, item_key
 from sd_port.bench.score import Score
 from sd_port.bench.synthetic import ITEMS, LONGEST, SHORTEST, SIZE, write_set
-from sd_port.commands import bench
 from sd_port.commands.bench import BenchCommand
 from sd_port.dragbench import read_set
-from sd_port.edits.canvas import EditResult
-from sd_port.edits.drag_config import PRESETS, DragConfig
-from sd_port.images import read_image
+from sd_port.edit_configs import PRESETS, DragConfig
+from sd_port.images import EditResult, read_image
 from sd_port.lora import LoRAConfig
 from sd_port.metrics.dift import REGIONDRAG
 from tests.sd_port.test_dragbench import POINTS, drag_diffusion, meta
 from tests.sd_port.torch_lpips import write_weights
 from tests.tolerances import ROUNDING_32
 
-LOADED = cache(bench._loaded)
+LOADED = cache(running._loaded)
 QUICK = {"preset": "paper", "steps": 4, "t0": 0.3, "radius": 2}  # as in the tests of drags: compiled once for all
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     """The bundled model, which nearly every test edits with."""
-    monkeypatch.setattr(bench, "_loaded", LOADED)
+    monkeypatch.setattr(running, "_loaded", LOADED)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +189,7 @@ def test_scores_are_kept(tmp_path, dragged, monkeypatch, capsys):
         judged.append(item.name)
         return score.scores(networks, item, *rest)
 
-    monkeypatch.setattr(bench, "scores", told)
+    monkeypatch.setattr(running, "scores", told)
     BenchCommand(folder=folder, out=out).run()
     before = json.loads((out / "scores.json").read_text())["scores"]
     BenchCommand(folder=folder, out=out).run()

@@ -43,11 +43,10 @@ def test_controls_exit_with_0_if_all_are_caught(capsys):
 
 def test_a_false_statement_that_passes_is_an_error(capsys, monkeypatch):
     """Exit code 1: the machinery has lost its teeth."""
-    import theory.__main__ as command
     from theory.checks import at_most
 
-    monkeypatch.setitem(command.CONTROLS, "toothless", lambda study: at_most("1 <= 2", "", 1.0, 2.0))
-    code, out, _ = run(capsys, "--controls", "--only", "toothless")
+    monkeypatch.setattr("theory.controls.ode_contracts", lambda study: at_most("1 <= 2", "", 1.0, 2.0))
+    code, out, _ = run(capsys, "--controls", "--only", "ode-contracts")
     assert code == 1 and "NOT CAUGHT" in out
 
 

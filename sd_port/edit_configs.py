@@ -1,16 +1,17 @@
-"""The settings of a drag: the published ones, and what they can be."""
+"""What edits and adapters can be set to, and the published settings. Read by commands before JAX is loaded."""
 
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from sd_port.noise_fn import Ramp
-from theory.schedules import DiscreteVP, ScaledLinearVP
-from theory.solve import time_grid
-from theory.types import Times
+if TYPE_CHECKING:  # methods load what computes when they are called
+    import optax
+
+    from sd_port.noise_fn import Ramp
+    from theory.schedules import DiscreteVP
+    from theory.types import Solver, Times
 
 PAPER_RADIUS = 5
 
@@ -72,15 +73,23 @@ class DragConfig:
         if self.method == "ode" and self.carry_noise:
             raise ValueError("carry_noise has nothing to carry in ODE-Drag, which records no noise")
 
-    def start(self, schedule: DiscreteVP) -> float:
+    def start(self, schedule: "DiscreteVP") -> float:
         """t0: as given, or where cells * SNR is that of the published patch at 0.6 on Stable Diffusion's schedule."""
         if self.t0 != "auto":
             return self.t0
+        import jax.numpy as jnp
+
+        from theory.schedules import ScaledLinearVP
+
         fewer_cells = jnp.log((PAPER_RADIUS / self.radius) ** 2)
         return float(schedule.t_of_log_snr(ScaledLinearVP().log_snr(jnp.float32(0.6)) + fewer_cells))
 
-    def grid(self, schedule: DiscreteVP) -> Times:
+    def grid(self, schedule: "DiscreteVP") -> "Times":
         """Times from t0 to the image, (steps + 1,). Raises ValueError where the published grid does not fit."""
+        import jax.numpy as jnp
+
+        from theory.solve import time_grid
+
         if self.compat == "clean":
             return time_grid(schedule, self.steps, start=self.start(schedule), end=1 / schedule.steps).astype(
                 jnp.float32
@@ -92,8 +101,12 @@ class DragConfig:
         timesteps = np.round(np.linspace(0, schedule.steps - 1, total + 1))[self.steps + 1 : 0 : -1]
         return jnp.asarray((timesteps + 1) / schedule.steps, jnp.float32)
 
-    def ramps(self, ts: Times) -> tuple[Ramp, Ramp]:
+    def ramps(self, ts: "Times") -> "tuple[Ramp, Ramp]":
         """Guidance and LoRA scale at the times that steps start from."""
+        import jax.numpy as jnp
+
+        from sd_port.noise_fn import Ramp
+
         last = self.steps - 1 if self.compat == "reference" else self.steps
         way = jnp.arange(1, self.steps + 1) / last
         times, bend = ts[-2::-1], (1 - jnp.cos(jnp.pi * way)) / 2
@@ -119,3 +132,99 @@ PRESETS: dict[Preset, DragConfig] = {
     "draft": DragConfig(steps=6, order=2, step_size=4.0),
     "nano": DragConfig(t0=0.4, steps=15, radius=2, step_size=1.0, guidance=(1.0, 1.0), follow=True),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class InpaintConfig:
+    """A solver of this order for the ODE or the SDE, on the model's own grid of times, from pure noise."""
+
+    method: Literal["sde", "ode"] = "sde"
+    steps: int = 50
+    order: Literal[1, 2] = 1
+    guidance: float = 7.5
+    lora_scale: float = 1.0
+
+    def __post_init__(self):
+        """Raises ValueError, naming the setting."""
+        if self.steps < 1:
+            raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
+        for name in ("guidance", "lora_scale"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
+
+
+Kind = Literal["sdedit-ode", "sdedit", "ddib", "cycle"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslateConfig:
+    """How to translate: up to t0 and back in this many steps of a solver of this order, guidance on the way back.
+
+    The way up, where there is one through the network, has `source_guidance`, 1 by default: a larger one is seldom
+    undone by the way back. Only `kind`, `steps`, `order`, and whether there is guidance compile.
+    """
+
+    kind: Kind = "cycle"
+    t0: float = 0.7
+    steps: int = 50
+    order: Literal[1, 2] = 1
+    guidance: float = 7.5
+    source_guidance: float = 1.0
+    lora_scale: float = 1.0
+
+    def __post_init__(self):
+        """Raises ValueError, naming the setting."""
+        if not 0 < self.t0 <= 1:
+            raise ValueError(f"t0 = {self.t0} cannot be: it must lie in (0, 1]")
+        if self.steps < 1:
+            raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
+        for name in ("guidance", "source_guidance", "lora_scale"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
+        if self.kind == "ddib" and self.order == 2:
+            raise ValueError("order = 2 cannot be inverted: DDIB takes order 1")
+
+    def solver(self, schedule: "DiscreteVP") -> "Solver":
+        from sd_port.edits.canvas import solver_of
+
+        return solver_of(schedule, "sde" if self.kind in ("sdedit", "cycle") else "ode", self.order)
+
+    def grid(self, schedule: "DiscreteVP") -> "Times":
+        """From t0 to the image, which stands at the first timestep: noise cannot be recorded down to t = 0."""
+        import jax.numpy as jnp
+
+        from theory.solve import time_grid
+
+        return time_grid(schedule, self.steps, start=self.t0, end=1 / schedule.steps).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """AdamW at a constant rate. The defaults are those of SDE-Drag's interface; its benchmark took rank 4."""
+
+    rank: int = 16
+    steps: int = 100
+    learning_rate: float = 2e-4
+    batch: int = 1
+    weight_decay: float = 1e-2
+
+    def __post_init__(self):
+        """Raises ValueError, naming the setting."""
+        for name in ("rank", "steps", "batch", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be positive")
+
+    def optimizer(self) -> "optax.GradientTransformation":
+        import optax
+
+        return optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dragging:
+    """What decides the pictures, beside the items and the model."""
+
+    config: DragConfig
+    lora: LoRAConfig | None  # adapters trained on every picture first
+    seed: int
+    dtype: str

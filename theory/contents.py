@@ -1,0 +1,57 @@
+"""What theory-check checks: names and titles. What computes them is loaded when it is asked for."""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from theory.checks import Check, Study
+
+
+class Theorem(NamedTuple):
+    """A group of checks; `max_dim` is the largest dimension of the data in which it can be computed."""
+
+    title: str
+    where: str  # module:function, Study -> checks
+    max_dim: int = 2
+
+    def run(self, study: "Study") -> "Iterator[Check]":
+        return _loaded(self.where)(study)
+
+
+STATEMENTS = {
+    "sde": Theorem("Theorem 3.1: the SDE contracts", "theory.theorems:sde_contraction"),
+    "ode": Theorem("Theorem 3.2: the ODE does not", "theory.theorems:ode_invariance"),
+    "rate": Theorem("The linear rate under a log-Sobolev inequality", "theory.theorems:linear_rate", max_dim=1),
+    "cycle": Theorem("Theorem 3.3: Cycle-SDE contracts", "theory.theorems:cycle_contraction"),
+    "reconstruction": Theorem("Appendix A: reconstruction", "theory.theorems:reconstruction"),
+    "lambda": Theorem("Any noise level between and beyond", "theory.beyond:lambda_family"),
+    "divergences": Theorem("Any f-divergence", "theory.beyond:f_divergences"),
+    "scores": Theorem("Inexact scores", "theory.beyond:inexact_scores"),
+    "steps": Theorem("Finitely many steps", "theory.beyond:discretisation"),
+}
+
+CONTROLS = (  # functions of theory.controls
+    "ode-contracts",
+    "sde-is-invariant",
+    "fisher-without-half",
+    "rate-twice-too-fast",
+    "edit-friendly-is-white",
+    "edit-friendly-has-the-law-of-the-sde",
+    "recorded-noise-has-unit-variance",
+    "fresh-noise-reconstructs",
+    "inversion-reconstructs",
+    "noise-level-does-not-matter",
+    "inexact-ode-is-invariant",
+    "discretisation-is-free",
+)
+
+
+def control(name: str, study: "Study") -> "Check":
+    """A false statement, put to the same machinery."""
+    return _loaded(f"theory.controls:{name.replace('-', '_')}")(study)
+
+
+def _loaded(where: str) -> Callable[..., Any]:
+    module, function = where.split(":")
+    return getattr(import_module(module), function)
