@@ -6,8 +6,10 @@ import resource
 import shutil
 import signal
 import warnings
+from functools import cache
 from pathlib import Path
 
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
@@ -18,8 +20,12 @@ from sd_port.commands.replay import EDITS
 from sd_port.images import read_image, read_record, to_pil, write_png
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
+from tests.sd_port import tiny
+
+pytestmark = pytest.mark.hasty
 
 DRAG = ("--source", "20", "40", "--target", "32", "40", "--steps", "3", "--t0", "0.3", "--radius", "2")
+ADAPTERS = ("--steps", "10", "--rank", "2")
 ENOUGH = {
     "drag": DRAG,
     "inpaint": ("--mask", "mask.png", "--prompt", "a boat", "--steps", "3"),
@@ -31,13 +37,20 @@ ENOUGH = {
 }
 
 
+@cache
+def scenes() -> np.ndarray:
+    """Four pictures of 64 x 64 pixels, drawn by one program."""
+    return np.asarray(jax.jit(lambda key: render(draw(key, 4)))(jr.key(0)))
+
+
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    """A folder with a picture and a mask; what main() sets for the rest of its process goes back to what it was."""
+    """A folder with a picture and a mask, and a small model as nano; what main() sets goes back to what it was."""
+    tiny.instead_of_nano(monkeypatch)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     monkeypatch.chdir(tmp_path)
-    to_pil(render(draw(jr.key(0), 1))[0]).save("sea.png")
+    to_pil(scenes()[0]).save("sea.png")
     Image.fromarray(np.repeat(np.uint8([[0], [255]]), 32, axis=0).repeat(64, axis=1)).save("mask.png")
 
 
@@ -98,9 +111,10 @@ def test_points_from_a_file_and_frames(capsys):
 def test_adapters_on_the_way_and_in_a_file(capsys):
     """Trained within a drag they change the result; from a file of their own they are read again."""
     main(["drag", "sea.png", *DRAG])
-    main(["drag", "sea.png", *DRAG, "--lora-steps", "10", "--lora-rank", "2", "--out", "kept.png"])
+    trained = ("--lora-steps", "10", "--lora-rank", "2", "--lora-learning-rate", "1e-2")
+    main(["drag", "sea.png", *DRAG, *trained, "--out", "kept.png"])
     assert np.abs(read_image("kept.png") - read_image("edited.png")).max() > 0.01
-    main(["lora", "sea.png", "--steps", "10", "--rank", "2", "--learning-rate", "1e-2"])
+    main(["lora", "sea.png", *ADAPTERS, "--learning-rate", "1e-2"])
     main(["drag", "sea.png", *DRAG, "--lora", "lora.safetensors", "--out", "loaded.png"])
     assert np.abs(read_image("loaded.png") - read_image("edited.png")).max() > 0.01
     assert "lora.safetensors: exists already" in refused(capsys, "lora", "sea.png")
@@ -109,10 +123,10 @@ def test_adapters_on_the_way_and_in_a_file(capsys):
 
 
 def folder_of_pictures() -> list[np.ndarray]:
-    """Three pictures of one size and one of another."""
+    """Three pictures of one size and one of another, whose latents have the same: one compilation for both."""
     Path("in").mkdir()
-    images = [np.asarray(image) for image in render(draw(jr.key(1), 4))]
-    images[3] = images[3][:40]
+    images = list(scenes())
+    images[3] = images[3][:62]
     for i, image in enumerate(images):
         to_pil(image).save(f"in/{i}.png")
     return images
@@ -291,6 +305,36 @@ def test_nothing_is_begun_that_cannot_be_ended(capsys):
     assert "target [64, 40] is outside the picture" in refused(capsys, *batch)
 
 
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
+    """Files that are cut, taken, of another kind, of another size, or ask for what cannot be."""
+    folder = tmp_path_factory.mktemp("bad")
+    to_pil(scenes()[0]).save(folder / "whole.png")
+    for name, content in (
+        ("cut.png", (folder / "whole.png").read_bytes()[:500]),
+        ("taken.json", b"{}"),
+        ("sea.gif", b""),
+        ("bad.json", b"[1]"),
+        ("good.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
+        ("flat.json", b'{"source": [[20, 40, 1], [2, 3, 4]], "target": [[32, 40]]}'),
+        ("vast.json", b'{"source": [[1e400, 40]], "target": [[32, 40]]}'),
+        ("far.json", b'{"source": [[1e300, 40]], "target": [[32, 40]]}'),
+        ("item/prompt.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
+        ("twins/a.png", b""),
+        ("twins/a.bmp", b""),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    line = np.zeros((64, 64), np.uint8)
+    line[:, 32] = 255
+    Image.fromarray(line).save(folder / "line.png")
+    Image.new("L", (64, 64)).save(folder / "black.png")
+    Image.new("L", (8000, 8000)).save(folder / "huge.png")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    Image.new("L", (8, 8), 255).save(folder / "small.png")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -343,31 +387,10 @@ def test_nothing_is_begun_that_cannot_be_ended(capsys):
         (("inpaint", "sea.png", "--mask", "mask.png", "--steps", "2000"), "2000 steps"),
         (("lora", "sea.png", "--rank", "0"), "rank = 0"),
         (("lora", "sea.png", "--out", "lora.bin"), "must end in .safetensors"),
-        (("lora", "sea.png", "--learning-rate", "1e30", "--steps", "20"), "lower the learning rate"),
+        (("lora", "sea.png", *ADAPTERS, "--learning-rate", "1e30"), "lower the learning rate"),
         (("diffedit", "sea.png", "--prompt", "a boat", "--source-prompt", "a boat"), "ask for the same"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(args, said, capsys):
-    for name, content in (
-        ("cut.png", Path("sea.png").read_bytes()[:500]),
-        ("taken.json", b"{}"),
-        ("sea.gif", b""),
-        ("bad.json", b"[1]"),
-        ("good.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
-        ("flat.json", b'{"source": [[20, 40, 1], [2, 3, 4]], "target": [[32, 40]]}'),
-        ("vast.json", b'{"source": [[1e400, 40]], "target": [[32, 40]]}'),
-        ("far.json", b'{"source": [[1e300, 40]], "target": [[32, 40]]}'),
-        ("item/prompt.json", b'{"source": [[20, 40]], "target": [[32, 40]]}'),
-        ("twins/a.png", b""),
-        ("twins/a.bmp", b""),
-    ):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_bytes(content)
-    line = np.zeros((64, 64), np.uint8)
-    line[:, 32] = 255
-    Image.fromarray(line).save("line.png")
-    Image.new("L", (64, 64)).save("black.png")
-    Image.new("L", (8000, 8000)).save("huge.png")
-    Image.new("RGB", (1, 1)).save("dot.png")
-    Image.new("L", (8, 8), 255).save("small.png")
+def test_bad_input_is_one_line_and_nothing_is_written(args, said, capsys, bad):
+    shutil.copytree(bad, ".", dirs_exist_ok=True)
     assert said in refused(capsys, *args)
