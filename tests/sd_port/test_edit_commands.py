@@ -329,7 +329,7 @@ def bad(tmp_path_factory) -> Path:
     line[:, 32] = 255
     Image.fromarray(line).save(folder / "line.png")
     Image.new("L", (64, 64)).save(folder / "black.png")
-    Image.new("L", (8000, 8000)).save(folder / "huge.png")
+    Image.new("L", (2000, 2000)).save(folder / "huge.png")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
     Image.new("L", (8, 8), 255).save(folder / "small.png")
     return folder
@@ -343,7 +343,7 @@ def bad(tmp_path_factory) -> Path:
         (("drag", "sea.png", *DRAG, "--steps", "0"), "steps = 0"),
         (("drag", "none.png", *DRAG), "none.png: cannot be read"),
         (("drag", "cut.png", *DRAG), "cut.png: cannot be read"),
-        (("drag", "huge.png", *DRAG), "8000 x 8000 pixels, which is too large to edit at once"),
+        (("drag", "huge.png", *DRAG), "2000 x 2000 pixels, which is too large to edit at once"),
         (("drag", "dot.png", "--source", "0", "0", "--target", "1", "0"), "target [1, 0] is outside the picture"),
         (("drag", "sea.png", *DRAG, "--mask", "none.png"), "none.png: cannot be read"),
         (("drag", "sea.png", *DRAG, "--mask", "black.png"), "the mask is black"),
@@ -378,7 +378,7 @@ def bad(tmp_path_factory) -> Path:
         (("lora", "sea.png", "--seed", str(2**70)), "must be a number of at most 63 bits"),
         (("demo", "--seed", str(2**70)), "must be a number of at most 63 bits"),
         (("generate", "a boat", "--seed", str(2**70)), "must be a number of at most 63 bits"),
-        (("lora", "huge.png"), "8000 x 8000 pixels, which is too large to edit at once"),
+        (("lora", "huge.png"), "2000 x 2000 pixels, which is too large to edit at once"),
         (("diffedit", "sea.png", "--draws", "0"), "--draws 0: must be at least 1"),
         (("diffedit", "sea.png", "--mask-t", "0"), "--mask-t 0"),
         (("diffedit", "sea.png", "--clip", "nan"), "--clip nan"),
