@@ -21,6 +21,17 @@ VP_SCHEDULES = {
 SCHEDULES = VP_SCHEDULES | {"exploding": VarianceExploding(LinearVP(0.1, 10.0))}
 
 
+@jax.jit
+def _scales(schedule, t):
+    return schedule.alpha(t), schedule.sigma(t)
+
+
+def scales(schedule, t: float) -> tuple[float, float]:
+    """alpha and sigma at a time, as numbers."""
+    alpha, sigma = _scales(schedule, np.asarray(t, float))
+    return float(alpha), float(sigma)
+
+
 def rotated_covariance(angle: float, variances: tuple[float, float]) -> np.ndarray:
     """Q diag(variances) Q^T with Q a rotation of the plane."""
     q = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -19,6 +19,8 @@ from theory.schedules import ScaledLinearVP
 from theory.solve import replay, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M
 
+pytestmark = pytest.mark.hasty
+
 # DPMSolverMultistepScheduler.set_timesteps copies a torch tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

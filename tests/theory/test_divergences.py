@@ -34,6 +34,8 @@ from theory.divergences import (
 from theory.mixtures import gaussian, mixture_1d
 from theory.quadrature import covering_rule, legendre_panels, panel_edges
 
+pytestmark = pytest.mark.hasty
+
 LINE = gaussian([0.3], [[0.25]]), gaussian([-0.2], [[0.64]])
 PLANE = (
     gaussian([0.3, -0.5], rotated_covariance(0.4, (0.3, 0.6))),

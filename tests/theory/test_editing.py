@@ -14,6 +14,8 @@ from theory.schedules import LinearVP
 from theory.solve import time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 
+pytestmark = pytest.mark.hasty
+
 SCHEDULE = LinearVP(0.1, 10.0)
 EPS = two_wells(SCHEDULE)
 X0 = normal(4, 2)

@@ -20,6 +20,8 @@ from theory.ratios import law_gaussian
 from theory.solve import record, replay, time_grid
 from theory.solvers import DDIM, EulerMaruyama
 
+pytestmark = pytest.mark.hasty
+
 DRAWS = 40_000
 TS = time_grid(BETA, 5, end=0.1)
 SOLVERS = {"DDIM(1)": DDIM(BETA, 1.0), "DDIM(0.5)": DDIM(BETA, 0.5), "EulerMaruyama(1)": EulerMaruyama(BETA, 1.0)}

@@ -12,6 +12,8 @@ from tests.problems import ZERO, asymmetric, pair
 from theory.inequalities import chi2_factor, log_sobolev, poincare
 from theory.mixtures import gaussian, mixture_1d
 
+pytestmark = pytest.mark.hasty
+
 BIMODAL = mixture_1d([0.4, 0.6], [-1.0, 1.5], [0.6, 0.5])
 
 

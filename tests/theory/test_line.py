@@ -16,6 +16,8 @@ from theory.divergences import gaussian_w2
 from theory.mixtures import gaussian, mixture_1d
 from theory.quadrature import legendre_panels, panel_edges
 
+pytestmark = pytest.mark.hasty
+
 WEIGHTS, MEANS, STDS = np.array([0.4, 0.6]), np.array([-1.0, 1.5]), np.array([0.5, 0.3])
 LAW = mixture_1d(WEIGHTS, MEANS, STDS)
 GAP = mixture_1d([0.3, 0.7], [-4.0, 5.0], [0.1, 0.2])  # the middle has probability 1e-300

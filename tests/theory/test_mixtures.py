@@ -13,6 +13,8 @@ from tests.cases import SCHEDULES, assert_close, plane, rotated_covariance
 from theory.mixtures import GaussianMixture, gaussian, mixture, mixture_1d, noise_fn
 from theory.schedules import LinearVP
 
+pytestmark = pytest.mark.hasty
+
 all_schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 SCHEDULE = LinearVP(0.1, 10.0)
 POINTS = jnp.array([[0.3, -0.8], [1.5, 1.1], [-2.0, 0.4], [0.0, 3.0]])

@@ -16,6 +16,8 @@ from theory.processes import forward_path, marginal, reverse_diffusion, reverse_
 from theory.schedules import LinearVP
 from theory.types import Kernel
 
+pytestmark = pytest.mark.hasty
+
 all_schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 X0 = jnp.array([1.5, -0.7])
 

@@ -21,6 +21,8 @@ from theory.quadrature import (
     split_at_roots,
 )
 
+pytestmark = pytest.mark.hasty
+
 NARROW = mixture_1d([0.3, 0.2, 0.5], [-3.0, 0.0, 0.3], [0.5, 2e-4, 1.0])
 
 

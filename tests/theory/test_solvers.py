@@ -24,6 +24,8 @@ from theory.solve import replay, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 from theory.types import Solver
 
+pytestmark = pytest.mark.hasty
+
 SCHEDULE = LinearVP(0.1, 10.0)
 END = 0.05  # orders are measured on [END, 1], where the exact noise prediction is smooth
 STEPS = (48, 96, 192)
