@@ -103,13 +103,11 @@ class DragConfig:
 
     def ramps(self, ts: "Times") -> "tuple[Ramp, Ramp]":
         """Guidance and LoRA scale at the times that steps start from."""
-        import jax.numpy as jnp
-
         from sd_port.noise_fn import Ramp
 
         last = self.steps - 1 if self.compat == "reference" else self.steps
-        way = jnp.arange(1, self.steps + 1) / last
-        times, bend = ts[-2::-1], (1 - jnp.cos(jnp.pi * way)) / 2
+        way = (np.arange(1, self.steps + 1) / last).astype(np.float32)
+        times, bend = np.asarray(ts)[-2::-1], (1 - np.cos(np.pi * way)) / 2
         (g_image, g_t0), (l_image, l_t0) = self.guidance, self.lora_scale
         return Ramp(times, g_image + (g_t0 - g_image) * way), Ramp(times, l_image + (l_t0 - l_image) * bend)
 

@@ -7,10 +7,11 @@ how these two change with time (`Ramp`).
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -29,8 +30,8 @@ PredictionType = Literal["epsilon", "v_prediction"]
 class Ramp(NamedTuple):
     """A scale that changes with time: `values` at increasing `times`, straight lines between, constant outside."""
 
-    times: Float[Array, " n"]
-    values: Float[Array, " n"]
+    times: Float[Array | np.ndarray, " n"]
+    values: Float[Array | np.ndarray, " n"]
 
 
 Scale = ArrayLike | Ramp
@@ -102,25 +103,36 @@ def unet_noise_fn(
     width, channels), for inpainting. A prediction of v becomes one of eps.
     """
     graph, weights = nnx.split(unet)
-    texts = [context] if null_context is None else [null_context, context]
-    pairs = jnp.stack([jnp.broadcast_to(text, (batch, *text.shape[1:])) for text in texts], axis=1)
-    texts_kv = partial(_text_kv, graph, weights, pairs.reshape(-1, *pairs.shape[2:]))
-    lora = _float32(lora_scale)
-    if isinstance(lora, Ramp):
-        without, whole = texts_kv(jnp.float32(0)), texts_kv(jnp.float32(1))
-        text_kv = without, jax.tree.map(jnp.subtract, whole, without)
-    else:
-        text_kv = texts_kv(lora), None
-    guidance = None if null_context is None else _float32(guidance_scale)
+    texts = (context,) if null_context is None else (null_context, context)
+    lora = as_float32(lora_scale)
+    text_kv = _text_kv(graph, batch, weights, texts, lora)
+    guidance = None if null_context is None else as_float32(guidance_scale)
     network = _Network(graph, schedule, prediction_type)
     return Partial(network, weights, text_kv, guidance, lora, condition)
 
 
-def _float32(scale: Scale) -> Float[Array, ""] | Ramp:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), scale)
+@partial(jax.jit, static_argnums=(0, 1))
+def _text_kv(graph, batch, weights, texts, lora_scale) -> tuple[UNetKV, UNetKV | None]:
+    """Keys and values of the texts, once for all steps; with a ramp those without adapters, and what these add.
+
+    The texts of one latent lie side by side.
+    """
+    pairs = jnp.stack([jnp.broadcast_to(text, (batch, *text.shape[1:])) for text in texts], axis=1)
+    context = pairs.reshape(-1, *pairs.shape[2:])
+
+    def at(strength: Float[Array, ""]) -> UNetKV:
+        return nnx.merge(graph, scale_adapters(weights, strength)).text_kv(context)
+
+    if not isinstance(lora_scale, Ramp):
+        return at(lora_scale), None
+    without = at(jnp.float32(0))
+    return without, jax.tree.map(jnp.subtract, at(jnp.float32(1)), without)
 
 
-@partial(jax.jit, static_argnums=0)
-def _text_kv(graph, weights, context, lora_scale) -> UNetKV:
-    """Keys and values of the texts, once for all steps."""
-    return nnx.merge(graph, scale_adapters(weights, lora_scale)).text_kv(context)
+def as_float32(scale: Any) -> Any:
+    """The leaves as float32; numbers stay in NumPy, for which nothing is compiled."""
+
+    def cast(leaf: ArrayLike) -> jax.Array | np.ndarray:
+        return leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float32)
+
+    return jax.tree.map(cast, scale)

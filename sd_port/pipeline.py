@@ -18,7 +18,7 @@ from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.layers import Image, Tokens
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
-from sd_port.noise_fn import Context, Scale, scale_adapters, unet_noise_fn
+from sd_port.noise_fn import Context, Scale, as_float32, scale_adapters, unet_noise_fn
 from sd_port.scheduler import Scheduler
 from sd_port.tokenizer import ClipTokenizer
 from sd_port.weights.lora_files import attach, detach, read_lora
@@ -106,8 +106,7 @@ class StableDiffusion:
 
     def embed(self, prompts: Sequence[str], lora_scale: ArrayLike = 1.0) -> Tokens:
         """What the UNet attends to: (prompts, 77, features). Warns of text that is too long."""
-        tokens = jnp.asarray(self.tokenizer(prompts))
-        return _run(self.text_encoder, "__call__", lora_scale, tokens)
+        return _run(_embedded, self.text_encoder, self.tokenizer(prompts), lora_scale)
 
     def encode(self, image: Image, key: PRNGKey | None = None) -> Image:
         """Latents of images: the mean of the VAE's posterior, or with a key a draw from it."""
@@ -117,14 +116,11 @@ class StableDiffusion:
     def posterior(self, image: Image) -> tuple[Image, Image]:
         """Mean and standard deviation of the latents of images."""
         _check_size(image.shape[1], image.shape[2], self.vae.config.factor)
-        posterior = _run(self.vae, "encode", 1.0, self.split(2 * image.astype(jnp.float32) - 1))
-        factor = self.vae.config.scaling_factor
-        return posterior.mean * factor, posterior.std * factor
+        return _run(_encoded, self.vae, self.split(image))
 
     def decode(self, latent: Image) -> Image:
         """Images of latents, clipped to [0, 1]."""
-        image = _run(self.vae, "decode", 1.0, self.split(latent) / self.vae.config.scaling_factor)
-        return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
+        return _run(_decoded, self.vae, self.split(latent))
 
     def noise_fn(
         self,
@@ -220,12 +216,26 @@ def _check_size(height: int, width: int, factor: int) -> None:
             raise ValueError(f"{name} = {value} is not a multiple of {factor}, the size of a latent pixel")
 
 
-def _run(module: nnx.Module, method: str, lora_scale: ArrayLike, *args: Array) -> Any:
-    """One compiled call of a network."""
+def _embedded(text_encoder: CLIPTextModel, tokens: Array) -> Tokens:
+    return text_encoder(tokens)
+
+
+def _encoded(vae: AutoencoderKL, image: Image) -> tuple[Image, Image]:
+    posterior, factor = vae.encode(2 * image.astype(jnp.float32) - 1), vae.config.scaling_factor
+    return posterior.mean * factor, posterior.std * factor
+
+
+def _decoded(vae: AutoencoderKL, latent: Image) -> Image:
+    image = vae.decode(latent / vae.config.scaling_factor)
+    return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
+
+
+def _run(function: Callable[..., Any], module: nnx.Module, batch: ArrayLike, lora_scale: ArrayLike = 1.0) -> Any:
+    """function(module, batch) as one compiled program."""
     graph, weights = nnx.split(module)
-    return _compiled(graph, method, weights, jnp.asarray(lora_scale, jnp.float32), *args)
+    return _compiled(function, graph, weights, batch, as_float32(lora_scale))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _compiled(graph, method, weights, lora_scale, *args):
-    return getattr(nnx.merge(graph, scale_adapters(weights, lora_scale)), method)(*args)
+def _compiled(function, graph, weights, batch, lora_scale):
+    return function(nnx.merge(graph, scale_adapters(weights, lora_scale)), batch)

@@ -62,7 +62,7 @@ def time_grid(
             f"time_grid needs steps >= 1 and 0 <= end < start <= 1, got steps={steps}, start={start}, end={end}"
         )
     if spacing == "uniform":
-        return jnp.linspace(start, end, steps + 1)
+        return jnp.asarray(np.linspace(start, end, steps + 1))
     if spacing == "log_snr":
         if end == 0:
             raise ValueError("time_grid: log_snr is infinite at t = 0; give this spacing an end > 0")
@@ -83,7 +83,7 @@ def time_grid(
     kept = times[(times <= start) & (times > end)]
     if kept.size == 0:
         raise ValueError(f"time_grid: no timestep of {spacing!r} with {steps} steps lies in ({end}, {start}]")
-    return jnp.append(jnp.asarray(kept, float), end)
+    return jnp.asarray(np.append(kept, end))
 
 
 @partial(jax.jit, static_argnums=2)
@@ -213,11 +213,21 @@ def record(solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, *, batch_size
     return noise
 
 
+def _in_chunks(eps_fn: NoiseFn, xs: Path, ts: Times, size: int) -> Path:
+    """eps_fn at every time, `size` of them at once; the last are filled up, so that the network stands here once."""
+    size = min(size, len(ts))
+    if size == 1:
+        return jax.lax.map(lambda xt: eps_fn(*xt), (xs, ts))
+    filled = jnp.minimum(jnp.arange(-(-len(ts) // size) * size), len(ts) - 1).reshape(-1, size)
+    eps = jax.lax.map(lambda i: jax.vmap(eps_fn)(xs[i], ts[i]), filled)
+    return eps.reshape(-1, *xs.shape[1:])[: len(ts)]
+
+
 @partial(jax.jit, static_argnames="batch_size")
 def _record(
     solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, batch_size: int | None
 ) -> tuple[Noise, Float[Array, " steps"]]:
-    eps = jax.lax.map(lambda xt: eps_fn(*xt), (path[:-1], ts[:-1]), batch_size=batch_size)
+    eps = _in_chunks(eps_fn, path[:-1], ts[:-1], batch_size or 1)
 
     def step(state, inputs):
         x_t, x_s, t, s, eps_t = inputs

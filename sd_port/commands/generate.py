@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -99,7 +100,7 @@ class Generate:
                 progress=lambda done, steps, x: progress.update(task, completed=done, description="Sampling"),
             )
             progress.update(task, description="Decoding")
-            images = jax.block_until_ready(images)
+            images = np.asarray(images)
         seconds = time.perf_counter() - started
         record = _record(self, pipe, images.shape) | {"guidance_scale": guidance_scale}
         for index, (path, image) in enumerate(zip(paths, images, strict=True)):

@@ -112,10 +112,10 @@ def drag_many(
             x,
             ts,
             jr.fold_in(key, i),
-            jax.tree.map(jnp.asarray, move),
-            jnp.asarray(np.where(config.alpha_first & moved, 1, config.alpha), jnp.float32),
-            jnp.float32(config.beta),
-            jnp.int32(config.radius),
+            move,
+            np.where(config.alpha_first & moved, 1, config.alpha).astype(np.float32),
+            np.float32(config.beta),
+            np.int32(config.radius),
             mask,
             method=config.method,
             carry_noise=config.carry_noise,
@@ -130,8 +130,7 @@ def drag_many(
         if progress is not None:
             jax.block_until_ready(x)
             progress(i + 1, most)
-    edited = decode(pipe, x, size)
-    results = []
+    edited, latents, results = decode(pipe, x, size), np.asarray(x), []
     for i, one in enumerate(drags):
         record = {
             "edit": "drag",
@@ -141,7 +140,7 @@ def drag_many(
             "operations": int(counts[i]),
             "config": dataclasses.asdict(config),
         }
-        results.append(EditResult(edited[i], np.asarray(x[i]), [frame[i] for frame in frames[: counts[i]]], record))
+        results.append(EditResult(edited[i], latents[i], [frame[i] for frame in frames[: counts[i]]], record))
     return results
 
 

@@ -61,7 +61,7 @@ class Pursuit(NamedTuple):
     def look(self, x: Image, move: Move) -> "Pursuit":
         """Where the points are after an operation; those that have arrived stay."""
         reach = np.abs(np.asarray(move.target) - move.source).max((1, 2)) + REACH
-        found = np.asarray(nearest(self.features(x), self.wanted, jnp.asarray(self.places), jnp.asarray(reach)))
+        found = np.asarray(nearest(self.features(x), self.wanted, self.places, reach))
         places = np.where(move.active[..., None], found, self.places)
         left = self.left - np.any(move.active, axis=1)
         on_its_way = self.on_its_way & (places != self.target).any(-1) & (left > 0)[:, None]
@@ -71,30 +71,29 @@ class Pursuit(NamedTuple):
 def begin(pipe: StableDiffusion, x: Image, prompts: Sequence[str], moves: Sequence[Move], key: PRNGKey) -> Pursuit:
     """A pursuit from where the straight ways begin to where they end, of what is there in the latents x."""
     graph, weights = nnx.split(pipe.unet)
-    text_kv = pipe.unet.text_kv(pipe.embed(prompts))
-    features = Partial(partial(_features, graph, pipe.schedule), weights, text_kv, jr.split(key, DRAWS))
+    features = Partial(partial(_features, graph, pipe.schedule), weights, pipe.embed(prompts), key)
     source = target = np.full_like(np.asarray(moves[0].source), -1)
     for move in moves:  # in sequence, the ways of some points begin later than those of others
         begins = np.asarray(move.active) & (source[..., 0] < 0)
         source = np.where(begins[..., None], np.asarray(move.source), source)
         target = np.where(np.asarray(move.active)[..., None], np.asarray(move.target), target)
     on_its_way = np.asarray((source != target).any(-1))
-    at_source = _at(features(x), jnp.asarray(np.maximum(source, 0)))
+    at_source = _at(features(x), np.maximum(source, 0))
     straight = sum(np.asarray(move.active).any(axis=1).astype(int) for move in moves)
     return Pursuit(features, at_source, source, target, on_its_way, PATIENCE * np.asarray(straight))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _features(graph, schedule: DiscreteVP, weights, text_kv, keys, x: Image) -> Image:
+def _features(graph, schedule: DiscreteVP, weights, context, key, x: Image) -> Image:
     """Of unit length, at the size of the latent: the mean over draws of the noise."""
     unet, t = nnx.merge(graph, weights), jnp.float32((TIMESTEP + 1) / schedule.steps)
-    timesteps = jnp.full(1, TIMESTEP)
+    timesteps, text_kv = jnp.full(1, TIMESTEP), unet.text_kv(context)
 
     def once(key: PRNGKey) -> Image:
         noised = schedule.alpha(t) * x + schedule.sigma(t) * jr.normal(key, x.shape, x.dtype)
         return unet.features(noised, timesteps, text_kv, UP_BLOCKS).astype(jnp.float32)
 
-    found = jax.lax.map(once, keys).mean(axis=0)
+    found = jax.lax.map(once, jr.split(key, DRAWS)).mean(axis=0)
     found = jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "bilinear")
     return found / jnp.linalg.norm(found, axis=-1, keepdims=True)
 

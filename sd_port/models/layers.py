@@ -28,6 +28,25 @@ class AdapterScale(nnx.Variable):
     """The factor alpha / rank of an adapter. Multiplied by lora_scale it may be traced: no new compilation."""
 
 
+class NoKeys(nnx.Rngs):
+    """In place of random keys: parameters that get their values from a file need none, and are 0 until then."""
+
+    def __init__(self):
+        pass
+
+    def params(self) -> None:
+        return None
+
+
+UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+
+
+def drawn(init: nnx.Initializer, rngs: nnx.Rngs, shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """The first value of a parameter."""
+    key = rngs.params()
+    return jnp.zeros(shape, dtype) if key is None else init(key, shape, dtype)
+
+
 class LoRA(nnx.Module):
     """The low-rank change of a kernel, W + (alpha / rank) down up (Hu et al. 2022, arXiv 2106.09685, Sec. 4.1).
 
@@ -64,8 +83,7 @@ class Linear(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features), param_dtype))
+        self.kernel = nnx.Param(drawn(UNIFORM, rngs, (in_features, out_features), param_dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, param_dtype)) if bias else None
         self.lora: LoRA | None = nnx.data(None)
         self.dtype = dtype
@@ -98,8 +116,7 @@ class Conv(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, in_channels, out_channels), param_dtype))
+        self.kernel = nnx.Param(drawn(UNIFORM, rngs, (size, size, in_channels, out_channels), param_dtype))
         self.bias = nnx.Param(jnp.zeros(out_channels, param_dtype))
         self.lora: LoRA | None = nnx.data(None)
         self.stride = stride
@@ -194,7 +211,7 @@ class Embed(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, features), param_dtype))
+        self.embedding = nnx.Param(drawn(nnx.initializers.normal(0.02), rngs, (count, features), param_dtype))
         self.dtype = dtype
 
     def __call__(self, indices: Array) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from sd_port.models.layers import NoKeys
 from sd_port.weights.checkpoint import LazyTensor
 from sd_port.weights.names import ParameterPath, Shape, fits, from_torch, spellings, torch_key, torch_shape
 
@@ -29,16 +30,6 @@ class _Slot(NamedTuple):
     tensor: LazyTensor
 
 
-class _OneKey(nnx.Rngs):
-    """The same random key for everything: nnx.Rngs counts its keys, which under a trace takes seconds in a UNet."""
-
-    def __init__(self, key: jax.Array):
-        self.key = nnx.data(key)
-
-    def params(self) -> jax.Array:
-        return self.key
-
-
 def abstract(
     model: Callable[..., Module],
     config: Any,
@@ -47,7 +38,7 @@ def abstract(
     param_dtype: DTypeLike = jax.numpy.float32,
 ) -> Module:
     """The module `model(config, ...)` with the shapes of its parameters and no values, for `fill`."""
-    return nnx.eval_shape(lambda: model(config, dtype=dtype, param_dtype=param_dtype, rngs=_OneKey(jax.random.key(0))))
+    return nnx.eval_shape(lambda: model(config, dtype=dtype, param_dtype=param_dtype, rngs=NoKeys()))
 
 
 def fill(
