@@ -13,33 +13,38 @@ import torch
 from diffusers import StableDiffusionPipeline
 from flax import nnx
 
-from sd_port.edits.canvas import check_points, encode, latent_mask
+from sd_port.checks import check_points, latent_mask
+from sd_port.edit_configs import DragConfig
+from sd_port.edits.canvas import encode
 from sd_port.edits.drag import Drag, drag, drag_many
-from sd_port.edits.drag_config import DragConfig
 from sd_port.edits.follow import Pursuit, begin, nearest
 from sd_port.edits.operation import Move, carry, copy_paste, operate
 from sd_port.edits.plan import plan, together
 from sd_port.edits.translate import TranslateConfig, translate
 from sd_port.models.unet import UNet
-from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
-from sd_port.weights.hub import BUNDLED
+from tests.sd_port import tiny
 from tests.sd_port.edits.torch_drag import normals, operations, pasted, sde_drag, timesteps
+from tests.sd_port.seascapes import N, noise, painted, seascapes
 from tests.sd_port.torch_models import distance, to_nchw
 from tests.tolerances import PARITY_32, PIPELINE, RECONSTRUCTION_32
+from theory.compilations import traces
+
+pytestmark = pytest.mark.hasty
 
 QUICK = DragConfig(t0=0.3, steps=4, radius=2)
 SOURCE, TARGET = np.array([[20, 40]]), np.array([[44, 40]])
 
 
 @cache
-def nano() -> StableDiffusion:
-    return StableDiffusion.load("nano")
+def pipe() -> StableDiffusion:
+    """Of random weights, with latents and tokens like the bundled model's: a drag is the same whatever the network."""
+    return StableDiffusion.load(tiny.folder())
 
 
 @cache
 def pictures() -> np.ndarray:
-    return np.asarray(render(draw(jr.key(0), 3)))
+    return noise(3, 64, 64)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -50,12 +55,12 @@ def test_reference_is_the_published_algorithm():
     source, target = np.array([[16, 40], [40, 12]]), np.array([[38, 44], [44, 20]])
     mask = np.ones((64, 64), np.float32)
     mask[:, 44:] = 0  # patches reach into it by two latent pixels
-    prompt, key, pipe = "a red boat and an island", jr.key(3), nano()
-    found = drag(pipe, pictures()[0], source, target, mask, prompt, config, key=key)
+    prompt, key = "a red boat and an island", jr.key(3)
+    found = drag(pipe(), pictures()[0], source, target, mask, prompt, config, key=key)
 
-    theirs = StableDiffusionPipeline.from_pretrained(BUNDLED["nano"])
-    x0 = np.asarray(encode(pipe, pictures()[:1]))
-    contexts = torch.cat([torch.from_numpy(np.array(pipe.embed([text]))) for text in ("", prompt)])
+    theirs = StableDiffusionPipeline.from_pretrained(tiny.folder())
+    x0 = np.asarray(encode(pipe(), pictures()[:1]))
+    contexts = torch.cat([torch.from_numpy(np.array(pipe().embed([text]))) for text in ("", prompt)])
     count = len(list(operations(source // 4, target // 4, 2.0)))
     assert count == found.record["operations"] == 3
     noise = [normals(key, i, config.steps, len(source), x0.shape) for i in range(count)]
@@ -77,7 +82,7 @@ def test_reference_is_the_published_algorithm():
     )
     expected = expected.movedim(1, -1).numpy()[0]
     assert distance(found.latents, expected) < PIPELINE
-    clean = drag(pipe, pictures()[0], source, target, mask, prompt, replace(config, compat="clean"), key=key)
+    clean = drag(pipe(), pictures()[0], source, target, mask, prompt, replace(config, compat="clean"), key=key)
     assert distance(clean.latents, expected) > 10 * PIPELINE
 
 
@@ -127,7 +132,7 @@ def test_a_step_too_short_for_a_latent_pixel_is_no_operation(length):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' scheduler, of NumPy
 def test_the_published_timesteps():
     """Those of diffusers: 604 to 504 in steps of 5, and 500 to 5."""
-    found = 1000 * DragConfig(compat="reference").grid(nano().schedule) - 1
+    found = 1000 * DragConfig(compat="reference").grid(pipe().schedule) - 1
     np.testing.assert_allclose(found, [*range(604, 503, -5), *range(500, 4, -5)], atol=1e-3)
     np.testing.assert_allclose(found, timesteps(200)[-121:], atol=1e-3)
 
@@ -144,41 +149,40 @@ def test_outside_the_mask_nothing_changes():
     """Latents there are those of the picture; inside they are not, nor are they without a mask."""
     mask = np.zeros((64, 64), np.float32)
     mask[24:56, 8:60] = 1
-    given = (pictures()[0], SOURCE, TARGET)
-    masked = drag(nano(), *given, mask, config=QUICK, key=jr.key(0)).latents
-    free = drag(nano(), *given, config=QUICK, key=jr.key(0)).latents
-    x0, inside = np.asarray(encode(nano(), pictures()[:1]))[0], latent_mask(mask, 4)[..., 0] > 0
+    given = Drag(pictures()[0], SOURCE, TARGET)
+    masked, free = (one.latents for one in drag_many(pipe(), [given._replace(mask=mask), given], QUICK, key=jr.key(0)))
+    x0, inside = np.asarray(encode(pipe(), pictures()[:1]))[0], latent_mask(mask, 4)[..., 0] > 0
     assert distance(masked[~inside], x0[~inside]) < RECONSTRUCTION_32
     assert distance(masked[inside], x0[inside]) > 0.05 and distance(free[~inside], x0[~inside]) > 1e-3
 
 
-@pytest.mark.parametrize("method", ["sde", "ode"])
-@pytest.mark.parametrize("size", [(45, 70), (64, 64)])
+@pytest.mark.parametrize(("method", "size"), [("sde", (45, 70)), ("sde", (64, 64)), ("ode", (64, 64))])
 def test_the_result_has_the_size_of_the_picture(method, size):
     height, width = size
     image = np.pad(pictures()[0], ((0, 0), (0, 16), (0, 0)), mode="edge")[:height, :width]
-    found = drag(nano(), image, SOURCE, TARGET, config=replace(QUICK, method=method), key=jr.key(0))
+    found = drag(pipe(), image, SOURCE, TARGET, config=replace(QUICK, method=method), key=jr.key(0))
     assert found.image.shape == image.shape and found.image.dtype == np.float32
     assert np.isfinite(found.image).all() and found.image.min() >= 0 and found.image.max() <= 1
     assert np.abs(found.image - image).max() > 0.1
 
 
 def test_same_seed_same_picture():
-    first, again, other = (drag(nano(), pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(k)) for k in (0, 0, 1))
+    first, again, other = (drag(pipe(), pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first.image, again.image)
     assert np.abs(first.image - other.image).max() > 0.05
 
 
 def test_nothing_compiles_again():
     """Points, their number, prompt, alpha, beta, radius, t0, guidance, length of the way and seed are arrays."""
-    drag(nano(), pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
-    compiled = operate._cache_size()
+    drag(pipe(), pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
     others = replace(QUICK, alpha=1.0, beta=0.5, radius=3, t0=0.5, guidance=(2.0, 4.0), step_size=1.0)
     two = np.array([[8, 8], [30, 30]])
-    drag(nano(), pictures()[1], two, two + 9, None, "a boat", others, key=jr.key(1))
-    assert operate._cache_size() == compiled
-    drag(nano(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, steps=5), key=jr.key(0))
-    assert operate._cache_size() == compiled + 1
+    with traces() as count:
+        drag(pipe(), pictures()[1], two, two + 9, None, "a boat", others, key=jr.key(1))
+    assert count["operate"] == 0
+    with traces() as count:
+        drag(pipe(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, steps=5), key=jr.key(0))
+    assert count["operate"] == 1
 
 
 def test_several_pictures_at_once():
@@ -186,10 +190,10 @@ def test_several_pictures_at_once():
     mask = np.zeros((64, 64), np.float32)
     mask[:, :32] = 1
     drags = [Drag(pictures()[0], SOURCE, TARGET), Drag(pictures()[1], SOURCE, SOURCE + 4, mask, "a boat")]
-    long, short = drag_many(nano(), drags, QUICK, key=jr.key(0), keep_frames=True)
+    long, short = drag_many(pipe(), drags, QUICK, key=jr.key(0), keep_frames=True)
     assert len(long.frames) == 3 and len(short.frames) == 1
     np.testing.assert_array_equal(short.image, short.frames[0])
-    x0 = np.asarray(encode(nano(), pictures()[1:2]))[0]
+    x0 = np.asarray(encode(pipe(), pictures()[1:2]))[0]
     assert distance(short.latents[:, 8:], x0[:, 8:]) < RECONSTRUCTION_32
     assert distance(short.latents[:, :8], x0[:, :8]) > 1e-3
     assert short.record["prompt"] == "a boat" and long.record["config"]["radius"] == 2
@@ -205,13 +209,13 @@ def test_all_pictures_count_in_what_is_asked_for_at_once(monkeypatch, count, bat
 
     monkeypatch.setattr(import_module("sd_port.edits.drag"), "operate", still)
     drags = [Drag(picture, SOURCE, TARGET) for picture in pictures()[:count]]
-    drag_many(nano(), drags, QUICK, key=jr.key(0), batch_size=batch_size)
+    drag_many(pipe(), drags, QUICK, key=jr.key(0), batch_size=batch_size)
     assert set(asked) == {times}
 
 
 def test_t0_for_a_patch():
     """Cells of the patch times SNR are those of the published patch at 0.6, which is its own t0."""
-    schedule = nano().schedule
+    schedule = pipe().schedule
     for radius in (1, 2, 5, 8):
         t0 = DragConfig(radius=radius, t0="auto").start(schedule)
         cells = (2 * radius) ** 2 * np.exp(schedule.log_snr(jnp.array([t0])))
@@ -222,7 +226,7 @@ def test_t0_for_a_patch():
 def test_amplified_once():
     """The second operation copies as it is: the drag is the two operations one after the other."""
     config, key = replace(QUICK, alpha=1.5, alpha_first=True, step_size=3.0), jr.key(0)
-    given = (nano(), pictures()[0], SOURCE)
+    given = (pipe(), pictures()[0], SOURCE)
     found, always = (
         drag(*given, TARGET, config=replace(config, alpha_first=once), key=key, keep_frames=True)
         for once in (True, False)
@@ -245,7 +249,7 @@ def test_each_pair_is_amplified_once(monkeypatch):
     monkeypatch.setattr(import_module("sd_port.edits.drag"), "operate", told)
     two = np.array([[8, 8], [40, 40]])
     config = replace(QUICK, alpha=1.5, alpha_first=True, sequence=True, step_size=2.0)
-    drag(nano(), pictures()[0], two, two + np.array([16, 0]), config=config, key=jr.key(0))
+    drag(pipe(), pictures()[0], two, two + np.array([16, 0]), config=config, key=jr.key(0))
     assert given == [[1.5, 1.5], [1.0, 1.5], [1.0, 1.5], [1.0, 1.0]]
 
 
@@ -275,7 +279,7 @@ def test_overlapping_patches_have_noise_of_their_own():
 
 def test_carried_noise_changes_the_drag():
     plain, carried = (
-        drag(nano(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, carry_noise=yes), key=jr.key(0)).image
+        drag(pipe(), pictures()[0], SOURCE, TARGET, config=replace(QUICK, carry_noise=yes), key=jr.key(0)).image
         for yes in (False, True)
     )
     assert np.abs(plain - carried).max() > 0.05
@@ -316,16 +320,18 @@ def test_a_pursuit_goes_one_step_at_a_time():
 
 
 def test_features_find_what_has_moved():
-    """A latent shifted by three columns: the sun is found where it went, and where it was if nothing moved."""
-    scenes = draw(jr.key(0), 3)._replace(sun_x=jnp.full(3, 0.3))
-    x = encode(nano(), np.asarray(render(scenes)))
-    sun = np.stack([np.asarray(scenes.sun_x), np.asarray(scenes.sun_y)], -1)
-    cell = (16 * sun).astype(int)[:, None]
-    move = Move(cell, cell + np.array([5, 0]), np.ones((3, 1), bool))
-    pursuit = begin(nano(), x, [""] * 3, [move], jr.key(0))
+    """A latent shifted by three columns: the sun is found where it went, and where it was if nothing moved.
+
+    To the bundled model: features of random weights find nothing.
+    """
+    nano, scenes = StableDiffusion.load("nano"), seascapes()
+    x = encode(nano, painted(scenes))
+    cell = (16 * np.stack([scenes.sun_x, scenes.sun_y], -1)).astype(int)[:, None]
+    move = Move(cell, cell + np.array([5, 0]), np.ones((N, 1), bool))
+    pursuit = begin(nano, x, [""] * N, [move], jr.key(0))
     still = pursuit.look(x, move)
     np.testing.assert_array_equal(still.places, cell)
-    moved = pursuit.look(jnp.roll(x, 3, axis=2), move)
+    moved = pursuit.look(jnp.asarray(np.roll(x, 3, axis=2)), move)
     assert np.abs(moved.places - cell - [3, 0]).max() <= 1
 
 
@@ -333,16 +339,16 @@ def test_following_ends():
     """Each picture takes no more than its own patience, and its result does not depend on its neighbours."""
     config = replace(QUICK, follow=True, step_size=3.0)
     near, far = (Drag(pictures()[i], SOURCE, SOURCE + np.array([way, 0])) for i, way in ((1, 12), (0, 24)))
-    first, second = drag_many(nano(), [near, far], config, key=jr.key(0))
+    first, second = drag_many(pipe(), [near, far], config, key=jr.key(0))
     assert 1 <= first.record["operations"] <= 2 and 2 <= second.record["operations"] <= 4 and not first.frames
-    alone, _ = drag_many(nano(), [near, near], config, key=jr.key(0))
+    alone, _ = drag_many(pipe(), [near, near], config, key=jr.key(0))
     np.testing.assert_array_equal(first.image, alone.image)
     assert first.record == alone.record and np.abs(second.image - pictures()[0]).max() > 0.05
 
 
 def bad(**changes):
     given = {"image": pictures()[0], "source": SOURCE, "target": TARGET} | changes
-    drag(nano(), **given, config=QUICK, key=jr.key(0))
+    drag(pipe(), **given, config=QUICK, key=jr.key(0))
 
 
 @pytest.mark.parametrize(
@@ -387,8 +393,8 @@ def test_more_points_than_fit_without_compiling():
 
 
 def test_a_model_for_inpainting_is_refused():
-    config = replace(nano().unet.config, in_channels=9)
-    nine = replace(nano(), unet=nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))))
+    config = replace(pipe().unet.config, in_channels=9)
+    nine = replace(pipe(), unet=nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))))
     with pytest.raises(ValueError, match="drag: the UNet takes 9 channels: a model for inpainting"):
         drag(nine, pictures()[0], SOURCE, TARGET, config=QUICK, key=jr.key(0))
     with pytest.raises(ValueError, match="cycle: the UNet takes 9 channels"):
@@ -410,14 +416,14 @@ def test_settings_that_do_not_go_together():
     with pytest.raises(ValueError, match="carry_noise has nothing to carry"):
         DragConfig(method="ode", carry_noise=True)
     with pytest.raises(ValueError, match="do not fit the published grid"):
-        DragConfig(t0=0.6, steps=900, compat="reference").grid(nano().schedule)
+        DragConfig(t0=0.6, steps=900, compat="reference").grid(pipe().schedule)
 
 
 @pytest.mark.parametrize(("compat", "length"), [("clean", 120), ("reference", 119)])
 def test_guidance_and_adapters_change_on_the_way(compat, length):
     """At step n of the way up guidance is 1 + 2 n / length, and the adapters' scale goes from 1 to 0.5 on a cosine."""
     config = DragConfig(compat=compat)
-    ts = config.grid(nano().schedule)
+    ts = config.grid(pipe().schedule)
     guidance, lora = config.ramps(ts)
     np.testing.assert_array_equal(guidance.times, ts[-2::-1])  # steps start one time above the picture
     n = np.arange(1, 121)

@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 
 from sd_port.edits.inpaint import InpaintConfig, inpaint
-from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
+from tests.sd_port import tiny
 from tests.sd_port.pipelines import theirs
+from tests.sd_port.seascapes import noise
 from tests.sd_port.torch_models import SMALL_UNET, distance, to_nchw, torch_unet
 from tests.tolerances import PIPELINE
+
+pytestmark = pytest.mark.hasty
 
 QUICK = InpaintConfig(steps=5, guidance=3.0)
 
@@ -25,7 +28,7 @@ QUICK = InpaintConfig(steps=5, guidance=3.0)
 @pytest.mark.parametrize("method", ["sde", "ode"])
 def test_pixels_outside_are_those_that_came_in(method, order):
     """And those inside are new, other for another seed, whatever was there before."""
-    pipe, pictures = StableDiffusion.load("nano"), np.asarray(render(draw(jr.key(0), 2)))[:, :61]
+    pipe, pictures = StableDiffusion.load(tiny.folder()), noise(2, 61, 64)
     masks = np.zeros((2, 61, 64), np.float32)
     masks[0, 30:, :40], masks[1, :20] = 1, 1
     config = replace(QUICK, method=method, order=order)
@@ -80,7 +83,7 @@ def test_nine_channels_fill_as_diffusers_does(monkeypatch):
 
 
 def test_bad_input_is_named():
-    pipe, pictures = StableDiffusion.load("nano"), np.asarray(render(draw(jr.key(0), 1)))
+    pipe, pictures = StableDiffusion.load(tiny.folder()), noise(1, 64, 64)
     with pytest.raises(ValueError, match="the mask is black"):
         inpaint(pipe, pictures, np.zeros((1, 64, 64)), [""], QUICK, key=jr.key(0))
     with pytest.raises(ValueError, match="1 pictures need as many masks and prompts, got 1 and 2"):
