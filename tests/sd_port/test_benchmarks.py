@@ -12,7 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import drag, layers, unet_cpu, unet_gpu
 from benchmarks.measuring import CPU_OPTIONS, distance, seconds
 from sd_port.models.config import UNetConfig
+from tests.sd_port import tiny
 from tests.tolerances import PARITY_32
+
+pytestmark = pytest.mark.hasty
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +106,13 @@ def test_drag(tmp_path, monkeypatch):
         return forward(self, x, *args, **kwargs)
 
     monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
-    config = drag.Config(repeats=1, threads=torch.get_num_threads(), tiny=True, json=tmp_path / "drag.json")
+    threads, path = torch.get_num_threads(), tmp_path / "drag.json"
+    config = drag.Config(str(tiny.folder()), repeats=1, threads=threads, tiny=True, json=path)
     results = {one.name: one for one in drag.main(config)}
     assert set(results) == {"torch's times", "paper", "fast", "draft", "torch"}
     assert all(one.seconds > 0 and one.ratio is not None and one.ratio > 0 for one in results.values())
     assert results["torch"].ratio == 1 and 2 * results["torch"].evaluations == sum(asked)
-    written = json.loads((tmp_path / "drag.json").read_text())
+    written = json.loads(path.read_text())
     assert [one["name"] for one in written["results"]] == list(results)
     monkeypatch.setattr(drag, "TOLERANCE", 1e-9)
     with pytest.raises(RuntimeError, match="from the torch loop"):

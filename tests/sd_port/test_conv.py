@@ -11,7 +11,14 @@ from sd_port.models.conv import conv, conv_upsampled, gathered, library, winogra
 from tests.sd_port.torch_models import distance, to_nchw, to_nhwc
 from tests.tolerances import PARITY_32
 
+pytestmark = pytest.mark.hasty
+
 rng = np.random.default_rng(0)
+
+
+def compiled(form, *arrays, options=()):
+    """One program; a new one each time, as the tests change how long a strip is."""
+    return jax.jit(lambda *arrays: form(*arrays, *options))(*map(jnp.asarray, arrays))
 
 
 def inputs(batch=2, height=8, width=10, channels=5, outputs=6, size=3):
@@ -32,7 +39,7 @@ def torch_conv(x, kernel, stride=1, padding=(1, 1), double=False):
 @pytest.mark.parametrize("form", [library, gathered, conv])
 def test_strides_and_paddings(form, stride, padding):
     x, kernel = inputs(height=9)
-    got = form(jnp.asarray(x), jnp.asarray(kernel), stride, padding)
+    got = compiled(form, x, kernel, options=(stride, padding))
     assert distance(got, torch_conv(x, kernel, stride, padding)) < PARITY_32
     assert distance(got, torch_conv(x, kernel[::-1].copy(), stride, padding)) > 0.1
 
@@ -40,13 +47,13 @@ def test_strides_and_paddings(form, stride, padding):
 @pytest.mark.parametrize("size", [(8, 10), (7, 9), (1, 2)])
 def test_winograd(size):
     x, kernel = inputs(height=size[0], width=size[1])
-    assert distance(winograd(jnp.asarray(x), jnp.asarray(kernel)), torch_conv(x, kernel)) < PARITY_32
+    assert distance(compiled(winograd, x, kernel), torch_conv(x, kernel)) < PARITY_32
 
 
 @pytest.mark.parametrize("size", [(8, 10), (7, 3)])
 def test_winograd_upsampled(size):
     x, kernel = inputs(height=size[0], width=size[1])
-    got = winograd_upsampled(jnp.asarray(x), jnp.asarray(kernel))
+    got = compiled(winograd_upsampled, x, kernel)
     assert distance(got, torch_conv(x, kernel, double=True)) < PARITY_32
 
 
@@ -55,8 +62,8 @@ def test_strips_of_large_images(strip, monkeypatch):
     """However the image is cut, the result is that of the whole; a strip is at least one row of tiles."""
     monkeypatch.setattr(module, "STRIP", strip)
     x, kernel = inputs(height=11)
-    assert distance(winograd(jnp.asarray(x), jnp.asarray(kernel)), torch_conv(x, kernel)) < PARITY_32
-    got = winograd_upsampled(jnp.asarray(x), jnp.asarray(kernel))
+    assert distance(compiled(winograd, x, kernel), torch_conv(x, kernel)) < PARITY_32
+    got = compiled(winograd_upsampled, x, kernel)
     assert distance(got, torch_conv(x, kernel, double=True)) < PARITY_32
 
 
@@ -65,7 +72,7 @@ def test_upsampling_crops_before_the_convolution(size):
     """The border that is left is followed by zeros, not by the pixels that were cropped."""
     x, kernel = inputs()
     doubled = x.repeat(2, 1).repeat(2, 2)[:, : size[0], : size[1]]
-    got = conv_upsampled(jnp.asarray(x), jnp.asarray(kernel), *size)
+    got = compiled(conv_upsampled, x, kernel, options=size)
     assert got.shape[1:3] == size
     assert distance(got, torch_conv(doubled, kernel)) < PARITY_32
 
@@ -101,7 +108,7 @@ def test_the_choice_on_a_cpu(shape, outputs, stride, expected, monkeypatch):
 def test_gradients(form):
     """Of the sum of squares, for image and kernel, against torch's autograd."""
     x, kernel = inputs(height=4, width=6)
-    got = jax.grad(lambda x, k: (form(x, k) ** 2).sum(), (0, 1))(jnp.asarray(x), jnp.asarray(kernel))
+    got = compiled(jax.grad(lambda x, k: (form(x, k) ** 2).sum(), (0, 1)), x, kernel)
     image, weight = to_nchw(x).requires_grad_(), torch.from_numpy(kernel).permute(3, 2, 0, 1).requires_grad_()
     double = form is winograd_upsampled
     big = torch.nn.functional.interpolate(image, scale_factor=2.0, mode="nearest") if double else image

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from sd_port.weights.configs import BUILT_IN
@@ -19,6 +20,8 @@ from tests.sd_port.torch_models import (
     vae_like,
 )
 from tests.tolerances import PARITY_32
+
+pytestmark = pytest.mark.exhaustive  # the forms that these sizes choose: test_conv.py, test_attention.py
 
 SD15 = BUILT_IN["SD 1.5"]
 rng = np.random.default_rng(0)

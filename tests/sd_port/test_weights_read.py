@@ -270,7 +270,6 @@ def faulty(folder: Path, fault: str) -> None:
     ],
 )
 def test_faults_are_named(folder, fault, message):
-    read(folder)
     faulty(folder, fault)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         read(folder)
