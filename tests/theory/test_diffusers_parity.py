@@ -19,10 +19,8 @@ from theory.schedules import ScaledLinearVP
 from theory.solve import replay, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M
 
-pytestmark = pytest.mark.hasty
-
 # DPMSolverMultistepScheduler.set_timesteps copies a torch tensor in a way that numpy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [pytest.mark.hasty, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 SCHEDULE = ScaledLinearVP()
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}

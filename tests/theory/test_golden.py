@@ -25,6 +25,8 @@ from theory.ratios import law_gaussian
 from theory.solve import time_grid
 from theory.solvers import DDIM
 
+pytestmark = pytest.mark.hasty
+
 
 def test_golden_numbers_are_strict():
     """The helper accepts a unit of the last digit and no more, and nine digits of longer numbers."""
@@ -120,7 +122,7 @@ def to_start(x):
     return start.means[0] + (x - marginal.means[0]) * jnp.sqrt(start.variances[0] / marginal.variances[0])
 
 
-@pytest.mark.parametrize("steps", [5, 20, 100])
+@pytest.mark.parametrize("steps", [20, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (5, 100))])
 def test_cycle_has_no_discretisation_bias(steps):
     """Recorded noise: KL to the data is that of the continuum at any N for DDIM(1), not for DDIM(.9)."""
     ts = time_grid(BETA, steps, end=1e-9)  # w is 0/0 at 0; KL changes by 2.5e-9 of itself
@@ -202,15 +204,18 @@ def test_ode():
         assert_golden(ode.mode_weights[0, 1], ".841344746069")
 
 
+many = pytest.mark.exhaustive
+
+
 @pytest.mark.parametrize(
     ("lam", "kl", "upper"),
     [
-        (0.25, ".2333", ".7673"),
+        pytest.param(0.25, ".2333", ".7673", marks=many),
         (0.5, ".0641", ".6602"),
-        (0.75, ".01563", ".5858"),
-        (1.0, ".00322556", ".539934"),
+        pytest.param(0.75, ".01563", ".5858", marks=many),
+        pytest.param(1.0, ".00322556", ".539934", marks=many),
         # Converged digits: an older grid had 4.644e-5 and 1.196e-7, which its own mode weights contradict.
-        (1.5, "4.6348e-5", ".5048"),
+        pytest.param(1.5, "4.6348e-5", ".5048", marks=many),
         (2.0, "1.1895e-7", ".5002"),
     ],
 )

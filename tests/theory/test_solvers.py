@@ -2,7 +2,7 @@
 
 Orders are measured, never assumed: deterministic solvers against the closed-form probability-flow ODE, stochastic
 ones against the closed-form law of the reverse SDE on Gaussian data. There every step is affine in the point and in
-the noise, so the law of the whole chain follows from its derivatives, without sampling.
+the noise, so the law of the whole chain follows from the steps' derivatives (theory.chains), without sampling.
 """
 
 from functools import partial
@@ -17,10 +17,12 @@ import scipy.stats
 from jax.tree_util import Partial
 
 from tests import tolerances
-from tests.cases import DETERMINISTIC, SCHEDULES, STOCHASTIC, assert_close, assert_order, plane
+from tests.cases import DETERMINISTIC, SCHEDULES, STOCHASTIC, assert_close, assert_order, normal, plane, scales
+from theory.chains import Moments, gaussian_chain
 from theory.mixtures import gaussian, mixture_1d, noise_fn
+from theory.problems import Problem
 from theory.schedules import CosineVP, LinearVP, VarianceExploding
-from theory.solve import replay, time_grid
+from theory.solve import replay, sample, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
 from theory.types import Solver
 
@@ -32,14 +34,18 @@ STEPS = (48, 96, 192)
 WEIGHTS, MEANS, STDS = np.array([0.4, 0.6]), np.array([-1.0, 1.5]), np.array([0.5, 0.7])
 MEAN, VARIANCE = 1.3, 0.25  # Gaussian data
 START_MEAN, START_VARIANCE = 0.5, 0.36  # a start that is not the noised data
+DATA_AND_START = ((MEAN, VARIANCE), (START_MEAN, START_VARIANCE))
+
+
+@jax.jit
+def step(solver, eps, x, t, s, state):
+    """One kernel, compiled as a whole."""
+    return solver.kernel(eps, x, t, s, state)
+
 
 one_step = pytest.mark.parametrize(
     "solver", [m(SCHEDULE) for m in (*DETERMINISTIC.values(), *STOCHASTIC.values())], ids=[*DETERMINISTIC, *STOCHASTIC]
 )
-
-
-def scales(schedule, t: float) -> tuple[float, float]:
-    return float(schedule.alpha(jnp.array(t))), float(schedule.sigma(jnp.array(t)))
 
 
 def gaussian_flow(schedule, x: float, t: float, s: float) -> float:
@@ -66,6 +72,11 @@ FLOWS = {
 ORDERS = {"DDIM(0)": 1, "EulerMaruyama(0)": 1, "Heun": 2, "DPMSolverPP2M(0)": 2}
 
 
+def grid(schedule, steps: int):
+    """Filled up with its last time to the longest of STEPS: steps of no length are left out, and compile once."""
+    return jnp.asarray(np.pad(time_grid(schedule, steps, end=END), (0, max(STEPS) - steps), mode="edge"))
+
+
 def flow_error(solver, law: str):
     """steps -> |solution - exact flow| at END from three points at t = 1."""
     data, flow = FLOWS[law]
@@ -73,9 +84,8 @@ def flow_error(solver, law: str):
     exact = np.array([[flow(solver.schedule, float(p), 1.0, END)] for p in x[:, 0]])
 
     def error(steps):
-        ts = time_grid(solver.schedule, steps, end=END)
-        path = replay(solver, noise_fn(data, solver.schedule), x, ts, jnp.zeros((steps, 3, 1)))
-        return np.abs(path[-1] - exact).max()
+        end = sample(solver, noise_fn(data, solver.schedule), x, grid(solver.schedule, steps), jr.key(0))
+        return np.abs(np.asarray(end) - exact).max()
 
     return error
 
@@ -113,17 +123,12 @@ def exact_law(lam: float) -> tuple[float, float]:
     return alpha_s * MEAN + (rho * v_s) ** 0.5 * e, v_s * (1 + rho * (r - 1))
 
 
-def chain_law(solver, steps: int) -> tuple[float, float]:
+@jax.jit
+def chain_law(solver, ts):
     """Mean and variance of the chain that the kernels make, exact because every step is affine."""
-    eps = noise_fn(FLOWS["gaussian"][0], SCHEDULE)
-    ts = time_grid(SCHEDULE, steps, end=END)
-
-    def end(x, noise):
-        return replay(solver, eps, x, ts, noise)[-1, 0]
-
-    start = jnp.array([START_MEAN]), jnp.zeros((steps, 1))
-    mean, (by_start, by_noise) = jax.value_and_grad(end, (0, 1))(*start)
-    return mean, by_start[0] ** 2 * START_VARIANCE + jnp.sum(by_noise**2)
+    given = Problem(*(gaussian([m], [[v]]) for m, v in DATA_AND_START), SCHEDULE, jnp.ones(()))
+    laws = gaussian_chain(solver, given, Moments(given.start.means[0], given.start.covariances[0]), ts)
+    return laws.mean[-1, 0], laws.covariance[-1, 0, 0]
 
 
 def law_error(solver, lam: float):
@@ -131,7 +136,7 @@ def law_error(solver, lam: float):
     exact_mean, exact_variance = exact_law(lam)
 
     def error(steps):
-        mean, variance = chain_law(solver, steps)
+        mean, variance = map(float, chain_law(solver, grid(SCHEDULE, steps)))
         return np.hypot(mean - exact_mean, variance**0.5 - exact_variance**0.5)
 
     return error
@@ -161,17 +166,24 @@ def test_law_error_sees_the_noise_level():
         assert_order(law_error(DDIM(SCHEDULE, 1.0), 0.5), 1, STEPS)
 
 
+@jax.jit
+def posterior(law, schedule, x, t, s):
+    """Mean, and variances of the components, of q(x_s | x_t)."""
+    kernel = law.reverse_kernel(schedule, x, t, s)
+    return kernel.mean(), kernel.variances
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_ancestral_mean_is_the_posterior_mean(schedule):
     """DDIM(1) has mean E[x_s | x_t] for any data law, and std that of q(x_s | x_t, x_0); DDIM(0.9) has neither."""
     t, s, x = jnp.array(0.9), jnp.array(0.35), jnp.array([0.8, -0.5])
 
     def assert_posterior(eta):
-        kernel, _ = DDIM(schedule, eta).kernel(noise_fn(plane(), schedule), x, t, s, ())
-        assert_close(kernel.mean, plane().reverse_kernel(schedule, x, t, s).mean(), tolerances.IDENTITY)
-        atom = gaussian([0.2, 0.1], 1e-14 * np.eye(2))
-        variances = atom.reverse_kernel(schedule, x, t, s).variances
-        assert_close(jnp.full((1, 2), kernel.std**2), variances, tolerances.IDENTITY)
+        kernel, _ = step(DDIM(schedule, eta), noise_fn(plane(), schedule), x, t, s, ())
+        mean, _ = posterior(plane(), schedule, x, t, s)
+        assert_close(kernel.mean, mean, tolerances.IDENTITY)
+        _, variances = posterior(gaussian([0.2, 0.1], 1e-14 * np.eye(2)), schedule, x, t, s)
+        assert_close(np.full((1, 2), float(kernel.std) ** 2), variances, tolerances.IDENTITY)
 
     assert_posterior(1.0)
     with pytest.raises(AssertionError):
@@ -184,16 +196,17 @@ def test_first_dpm_solver_step_is_ddim(level):
     eps, x = noise_fn(plane(), SCHEDULE), jnp.array([0.8, -0.5])
     t, s, r = jnp.array(0.9), jnp.array(0.7), jnp.array(0.5)
     solver, reference = DPMSolverPP2M(SCHEDULE, level), DDIM(SCHEDULE, level)
-    first, state = solver.kernel(eps, x, t, s, solver.init(x))
-    expected, _ = reference.kernel(eps, x, t, s, ())
+    first, state = step(solver, eps, x, t, s, solver.init(x))
+    expected, _ = step(reference, eps, x, t, s, ())
     assert_close(first.mean, expected.mean, tolerances.ROUNDING)
     assert_close(first.std, expected.std, tolerances.IDENTITY)
 
-    second, _ = solver.kernel(eps, first.mean, s, r, state)
-    unlike, _ = reference.kernel(eps, first.mean, s, r, ())
+    second, _ = step(solver, eps, first.mean, s, r, state)
+    unlike, _ = step(reference, eps, first.mean, s, r, ())
     assert np.abs(second.mean - unlike.mean).max() > 1e-3
 
 
+@jax.jit
 def two_steps(solver, eps, x, ts, scale):
     """Kernels of two steps, so that history counts, the second from the mean of the first; in units of scale."""
     first, state = solver.kernel(eps, x, ts[0], ts[1], solver.init(x))
@@ -206,10 +219,9 @@ def test_variance_exploding_view_is_equivalent(name):
     """The same steps on y = x / alpha give the same result, but for Euler-Maruyama, which sees the coordinates."""
     make = (DETERMINISTIC | STOCHASTIC)[name]
     exploding, ts, x = VarianceExploding(SCHEDULE), jnp.array([0.9, 0.6, 0.4]), jnp.array([0.8, -0.5])
-    alpha = SCHEDULE.alpha(ts)
-    eps = noise_fn(plane(), SCHEDULE)
-    vp = two_steps(make(SCHEDULE), eps, x, ts, alpha[-1])
-    ve = two_steps(make(exploding), noise_fn(plane(), exploding), x / alpha[0], ts, 1.0)
+    (first, _), (last, _) = (scales(SCHEDULE, t) for t in (0.9, 0.4))
+    vp = np.asarray(two_steps(make(SCHEDULE), noise_fn(plane(), SCHEDULE), x, ts, last))
+    ve = np.asarray(two_steps(make(exploding), noise_fn(plane(), exploding), np.asarray(x) / first, ts, 1.0))
     if name.startswith("Euler"):
         assert np.abs(vp - ve).max() > 1e-2  # negative control
     else:
@@ -222,11 +234,11 @@ def test_last_step_returns_the_clean_prediction(method, dtype):
     """At s = 0, where log_snr is infinite, the mean is E[x_0 | x_t] and nothing is added, with history or without."""
     law = jax.tree.map(lambda a: a.astype(dtype), plane())
     solver, x = method(SCHEDULE), jnp.array([0.8, -0.5], dtype)
-    r, t, s = jnp.array([0.5, 0.3, 0.0], dtype)
-    clean = law.reverse_kernel(SCHEDULE, x, t, jnp.array(1e-12, dtype)).mean()
-    _, state = solver.kernel(noise_fn(law, SCHEDULE), x, r, t, solver.init(x))
+    r, t, s = (jnp.array(time, dtype) for time in (0.5, 0.3, 0.0))
+    clean, _ = posterior(law, SCHEDULE, x, t, jnp.array(1e-12, dtype))
+    _, state = step(solver, noise_fn(law, SCHEDULE), x, r, t, solver.init(x))
     for state in (solver.init(x), state):  # noqa: B020
-        kernel, _ = solver.kernel(noise_fn(law, SCHEDULE), x, t, s, state)
+        kernel, _ = step(solver, noise_fn(law, SCHEDULE), x, t, s, state)
         assert kernel.mean.dtype == kernel.std.dtype == dtype and kernel.std == 0
         assert_close(kernel.mean, clean, tolerances.IDENTITY if dtype == jnp.float64 else tolerances.PARITY_32)
         assert np.abs(kernel.mean - x).max() > 0.1  # negative control: the step did something
@@ -235,9 +247,9 @@ def test_last_step_returns_the_clean_prediction(method, dtype):
 @one_step
 def test_kernels_keep_the_type_and_the_promises(solver):
     """float32 stays float32, std > 0 exactly for stochastic solvers, and the solver is static and hashable."""
-    x, ts = jnp.ones((3, 2), jnp.float32), jnp.array([0.9, 0.6], jnp.float32)
+    x, (t, s) = jnp.ones((3, 2), jnp.float32), (jnp.array(time, jnp.float32) for time in (0.9, 0.6))
     law = jax.tree.map(lambda a: a.astype(jnp.float32), plane())
-    kernel, state = solver.kernel(noise_fn(law, solver.schedule), x, ts[0], ts[1], solver.init(x))
+    kernel, state = step(solver, noise_fn(law, solver.schedule), x, t, s, solver.init(x))
     assert isinstance(solver, Solver) and jax.tree.leaves(solver) == [] and hash(solver) == hash(solver)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((kernel, state)))
     assert (kernel.std > 0) == solver.stochastic
@@ -246,9 +258,9 @@ def test_kernels_keep_the_type_and_the_promises(solver):
 @pytest.mark.parametrize("solver", [DDIM(SCHEDULE, 1.0), Heun(SCHEDULE), DPMSolverPP2M(SCHEDULE, 1.0)])
 def test_steps_batch(solver):
     """A batch of points is the points one by one; the clean prediction uses no other point."""
-    x, ts, eps = jr.normal(jr.key(0), (3, 2)), jnp.array([0.9, 0.6, 0.4]), noise_fn(plane(), SCHEDULE)
-    run = jax.jit(lambda x: replay(solver, eps, x, ts, jnp.ones((2, *x.shape))))
-    assert_close(run(x), jnp.stack([run(p) for p in x], axis=1), tolerances.ROUNDING)
+    x, ts, eps = normal(3, 2), jnp.array([0.9, 0.6, 0.4]), noise_fn(plane(), SCHEDULE)
+    paths = [np.asarray(replay(solver, eps, p, ts, np.ones((2, *p.shape)))) for p in (x, *np.asarray(x))]
+    assert_close(paths[0], np.stack(paths[1:], axis=1), tolerances.ROUNDING)
 
 
 @pytest.mark.parametrize(("method", "name"), [(DDIM, "eta"), (EulerMaruyama, "lam"), (DPMSolverPP2M, "lam")])
