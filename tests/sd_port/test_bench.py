@@ -102,6 +102,7 @@ def test_a_set_that_was_cut_off_is_completed(drawn, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
+@pytest.mark.hasty
 def test_bundled_model_on_two_scenes(drawn, tmp_path, monkeypatch, capsys):
     """Edits, identity, scissors and truth, with features of the bundled model and an AlexNet of random weights."""
     few = replace(REGIONDRAG, ensemble=2)  # two draws of the noise: quicker, and enough for scenes

@@ -1,5 +1,7 @@
 """The networks against diffusers and transformers with the same random weights: blocks, whole, odd sizes, dtypes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from sd_port.models.layers import LoRA
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
+from sd_port.weights.fill import abstract
 from tests.sd_port.torch_models import (
     SMALL_TEXT,
     SMALL_UNET,
@@ -29,6 +32,8 @@ from tests.sd_port.torch_models import (
 )
 from tests.tolerances import PARITY_16, PARITY_32
 
+pytestmark = pytest.mark.hasty
+
 rng = np.random.default_rng(0)
 
 
@@ -37,13 +42,14 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def call(module: nnx.Module, *args, method: str = "__call__"):
-    """One compiled call of a module's method."""
+    """A compiled call of a module's method, the same for modules that differ in numbers only."""
     graph, state = nnx.split(module)
-    fast_compilation = {"xla_backend_optimization_level": 0}
-    run = jax.jit(
-        lambda state, *args: getattr(nnx.merge(graph, state), method)(*args), compiler_options=fast_compilation
-    )
-    return run(state, *args)
+    return compiled(graph, method, state, *args)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def compiled(graph, method, state, *args):
+    return getattr(nnx.merge(graph, state), method)(*args)
 
 
 def predict(model: UNet, x, timesteps, context):
@@ -155,7 +161,7 @@ def test_half_precision(dtype):
 
 def test_parameters_and_activations_apart():
     """float32 parameters, bfloat16 activations: all parameters stay what they were, no float64 comes in."""
-    model = UNet(UNetConfig.from_json(SMALL_UNET), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = unet_like(torch_unet(SMALL_UNET), SMALL_UNET, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype("float32")}
     out = predict(model, normal(1, 8, 8, 4), np.array([5]), normal(1, 77, 24))
     assert out.dtype == jnp.bfloat16
@@ -163,7 +169,7 @@ def test_parameters_and_activations_apart():
 
 def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does():
     """W + (alpha / rank) down up, for a Linear and a convolution, as one kernel with the change added."""
-    model = UNet(UNetConfig.from_json(SMALL_UNET), rngs=nnx.Rngs(0))
+    model = unet_like(torch_unet(SMALL_UNET, size=0.02), SMALL_UNET)
     inputs = normal(1, 8, 8, 4), np.array([5]), normal(1, 77, 24)
     before = predict(model, *inputs)
     linear = model.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
@@ -216,6 +222,6 @@ def test_unknown_keys_are_ignored_and_lists_that_agree_are_read():
 
 def test_optional_parts_of_the_vae():
     """Without quant_conv the VAE has no such parameters."""
-    model = AutoencoderKL(VAEConfig.from_json(SMALL_VAE | {"use_quant_conv": False}), rngs=nnx.Rngs(0))
+    model = abstract(AutoencoderKL, VAEConfig.from_json(SMALL_VAE | {"use_quant_conv": False}))
     names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model))}
     assert names == {"encoder", "decoder", "post_quant_conv"}

@@ -19,8 +19,11 @@ from sd_port.weights.fill import abstract
 from tests.sd_port.pipelines import SCHEDULER, folder, ours, theirs
 from tests.sd_port.torch_models import UNETS, distance, to_nchw, to_nhwc
 from tests.tolerances import PARITY_32, PIPELINE
+from theory.compilations import traces
 from theory.solve import replay, sample, unit_noise
 from theory.solvers import DDIM, DPMSolverPP2M
+
+pytestmark = pytest.mark.hasty
 
 STEPS, GUIDANCE, SHAPE = 20, 7.5, (2, 16, 16, 4)
 PROMPTS, NEGATIVE = ["a boat", "the sun over a hill"], "fog"
@@ -142,18 +145,15 @@ def test_same_seed_same_picture_and_more_images():
 def test_only_sizes_compile():
     """Prompt, scale, seed and number of steps do not; height does."""
     pipe = ours()
-
-    def programs() -> int:
-        return theory.solve._advance._cache_size()
-
     options = {"height": 32, "width": 40}
     pipe.generate("a boat", key=jr.key(0), steps=3, **options)
-    before = programs()
-    pipe.generate("a hill", "fog", key=jr.key(5), steps=9, guidance_scale=2.0, **options)
-    pipe.generate("x", key=jr.key(6), steps=PART, guidance_scale=jnp.float32(3), lora_scale=0.3, **options)
-    assert programs() == before
-    pipe.generate("a boat", key=jr.key(0), steps=3, height=40, width=40)
-    assert programs() == before + 1
+    with traces() as count:
+        pipe.generate("a hill", "fog", key=jr.key(5), steps=9, guidance_scale=2.0, **options)
+        pipe.generate("x", key=jr.key(6), steps=PART, guidance_scale=jnp.float32(3), lora_scale=0.3, **options)
+    assert count["_advance"] == 0
+    with traces() as count:
+        pipe.generate("a boat", key=jr.key(0), steps=3, height=40, width=40)
+    assert count["_advance"] == 1
 
 
 def test_progress_counts_to_the_end():
@@ -187,9 +187,9 @@ def test_lora_scale_is_traced():
     layer.lora = LoRA.fresh(layer.kernel.shape, 2, alpha=1.0, rngs=nnx.Rngs(0))
     layer.lora.up[...] = jr.normal(jr.key(0), layer.lora.up.shape, jnp.float32)
     assert distance(at(eps_fn(pipe, lora_scale=0.0), x, t), plain) < PARITY_32
-    compiled = at._cache_size()
-    half = at(eps_fn(pipe, lora_scale=0.5), x, t)
-    assert at._cache_size() == compiled
+    with traces() as count:
+        half = at(eps_fn(pipe, lora_scale=0.5), x, t)
+    assert count["at"] == 0
     layer.kernel[...] = layer.kernel[...] + 0.5 * 0.5 * layer.lora.down[...] @ layer.lora.up[...]
     pipe.unload_lora()
     assert distance(half, at(eps_fn(pipe), x, t)) < PARITY_32

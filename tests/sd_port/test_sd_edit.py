@@ -14,7 +14,9 @@ from sd_port.models.layers import LoRA
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights import hub
 from sd_port.weights.lora_files import write_lora
-from tests.sd_port.pipelines import folder
+from tests.sd_port.tiny import folder, shapes_once
+
+pytestmark = pytest.mark.hasty
 
 SMALL = ["--steps", "3", "--height", "32", "--width", "40"]
 
@@ -22,6 +24,7 @@ SMALL = ["--steps", "3", "--height", "32", "--width", "40"]
 @pytest.fixture(autouse=True)
 def only_here(monkeypatch):
     """main() shows warnings and sets XLA's flags for the rest of its process; here they go back to what they were."""
+    shapes_once(monkeypatch)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
 

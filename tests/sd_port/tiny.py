@@ -68,7 +68,8 @@ def drawn(name: str, seed: int = 0) -> nnx.Module:
     for path, variable in state:
         size = 1 / np.sqrt(np.prod(variable.shape[:-1])) if path[-1] in ("kernel", "embedding") else 0.1
         value = (path[-1] == "scale") + size * rng.normal(size=variable.shape)
-        variable.set_value(jnp.asarray(value, variable.dtype))
+        # Cast by NumPy and told the dtype, JAX compiles nothing.
+        variable.set_value(jnp.asarray(value.astype(variable.dtype), variable.dtype))
     nnx.update(module, nnx.from_flat_state(state))
     return module
 

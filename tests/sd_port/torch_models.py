@@ -94,7 +94,8 @@ def copied(build: Callable[[], nnx.Module], torch_model: torch.nn.Module) -> nnx
         if path[-1] == "kernel":
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
         assert value.shape == variable.shape, (name, value.shape, variable.shape)
-        variable.set_value(jnp.asarray(value, variable.dtype))
+        # Cast by NumPy and told the dtype, JAX compiles nothing.
+        variable.set_value(jnp.asarray(value.astype(variable.dtype), variable.dtype))
     assert not theirs, sorted(theirs)
     nnx.update(model, nnx.from_flat_state(state))
     return model
