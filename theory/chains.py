@@ -67,6 +67,7 @@ class ChainLaws(NamedTuple):
     edited: Float[Array, "times n"]
     right: Float[Array, "times n"]
 
+    @jax.jit
     def kl(self) -> Float[Array, " times"]:
         """KL between the two chains at every time."""
         log_ratio = jnp.log(self.edited) - jnp.log(self.right)
@@ -79,7 +80,8 @@ def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) ->
     """Chapman-Kolmogorov for a stochastic one-step solver on the line, p_s(x) = integral q(x | y) p_t(y) dy.
 
     ts[0] must be t0, and the last time positive. The kernel must be wider than the spacing of the nodes, about a
-    tenth of the narrowest standard deviation; the masses of the result tell.
+    tenth of the narrowest standard deviation; the masses of the result tell. Steps of no length change nothing, as in
+    `gaussian_chain`.
     """
     eps_fn = noise_fn(problem.target, problem.schedule)
 
@@ -93,7 +95,7 @@ def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) ->
         after = rule_at(s)
         z = (after.nodes - q.mean[:, 0][None]) / q.std
         transition = jnp.exp(-(z**2) / 2) / (jnp.sqrt(2 * jnp.pi) * q.std)
-        densities = (densities * rule.weights[None]) @ transition.T
+        densities = jnp.where(t == s, densities, (densities * rule.weights[None]) @ transition.T)
         return (after, densities), (after, densities)
 
     first = rule_at(ts[0])

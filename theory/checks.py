@@ -5,7 +5,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -96,12 +96,16 @@ class Study:
 
     @cached_property
     def sde(self) -> Curve:
-        """The SDE's curve at t0, at the nodes of `times`, and at 0."""
+        """The SDE's curve at t0, at the nodes of `times`, and at 0, in NumPy's arrays."""
         p = self.problem
-        ts = jnp.concatenate([p.t0[None], jnp.asarray(self.times[0]), jnp.zeros(1)])
-        return contraction_curve(p.target, p.start, p.schedule, ts, 1.0)
+        ts = jax.device_put(np.concatenate([[float(p.t0)], self.times[0], [0.0]]))
+        return jax.device_get(contraction_curve(p.target, p.start, p.schedule, ts, 1.0))
 
-    def integral(self, rate: Float[Array, " nodes"]) -> float:
+    @cached_property
+    def beta(self) -> Float[np.ndarray, " nodes"]:
+        """g² at the nodes of `times`."""
+        return np.asarray(jax.jit(self.problem.schedule.beta)(self.times[0]))
+
+    def integral(self, rate: Float[Array | np.ndarray, " nodes"]) -> float:
         """integral over [0, t0] of g² rate."""
-        nodes, weights = self.times
-        return float(weights @ np.asarray(self.problem.schedule.beta(jnp.asarray(nodes)) * rate))
+        return float(self.times[1] @ (self.beta * np.asarray(rate)))

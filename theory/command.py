@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +22,7 @@ from theory.files import write_whole
 from theory.inequalities import log_sobolev
 from theory.mixtures import GaussianMixture, mixture
 from theory.problems import Problem, problem
+from theory.progress import progress
 from theory.ratios import ratio_ode, ratio_sde
 
 if TYPE_CHECKING:
@@ -58,32 +58,32 @@ def _problem(t0: float, laws: Mapping[str, Components]) -> Problem:
     return problem(target, start, bundled.schedule, t0)
 
 
-def _progress() -> Progress:
-    columns = TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
 def _verify(given: Problem, names: list[str]) -> dict[str, list[Check]]:
     chosen = [name for name in names if STATEMENTS[name].max_dim >= given.target.dim]
     if not chosen:
         raise ValueError(
             f"{', '.join(names)}: can be checked on the line only, and the target has d = {given.target.dim}"
         )
-    study, checks = Study(given), {}
-    with _progress() as progress:
-        task = progress.add_task("", total=len(chosen))
+    checks = {}
+    with progress(width=48) as bar:
+        task = bar.add_task("Compiling, once; the curves of the SDE", total=len(chosen))
+        study = Study(given)
         for name in chosen:
-            progress.update(task, description=STATEMENTS[name].title)
+            bar.update(task, description=STATEMENTS[name].title)
             checks[STATEMENTS[name].title] = list(STATEMENTS[name].run(study))
-            progress.advance(task)
+            bar.advance(task)
     return checks
 
 
 def _control(given: Problem, names: list[str]) -> dict[str, list[Check]]:
-    study, checks = Study(given), []
-    with _progress() as progress:
-        for name in progress.track(names, description="False statements"):
+    checks = []
+    with progress(width=48) as bar:
+        task = bar.add_task("Compiling, once; the curves of the SDE", total=len(names))
+        study = Study(given)
+        for name in names:
+            bar.update(task, description=f"False: {name}")
             checks.append(control(name, study))
+            bar.advance(task)
     return {"False statements: each must be caught": checks}
 
 

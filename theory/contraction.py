@@ -16,7 +16,7 @@ from theory.mixtures import GaussianMixture, from_covariances
 from theory.problems import Curve, Problem, problem
 from theory.quadrature import REACH, Rule, covering_rule, legendre_panels, panel_edges, split_at_roots
 from theory.ratios import Point, Ratio, law_gaussian, ratio_ode, ratio_of_laws, ratio_sde
-from theory.types import Estimate, Schedule, Time, Times
+from theory.types import Estimate, Schedule, Time
 
 
 def contraction_curve(
@@ -32,37 +32,40 @@ def contraction_curve(
 
     Raises ValueError where no exact method applies, and for what `problem` refuses.
     """
-    ts = jnp.asarray(ts, float)
-    if not (np.all(np.diff(ts) < 0) and ts[-1] >= 0):
+    times = np.asarray(ts, float)
+    if not (np.all(np.diff(times) < 0) and times[-1] >= 0):
         raise ValueError("contraction_curve: ts must decrease and stay in [0, 1]")
     if lam < 0:
         raise ValueError(f"contraction_curve: lam must not be negative, got {lam}")
-    given = problem(target, start, schedule, float(ts[0]))
+    given = problem(target, start, schedule, times[0])
     if target.dim > 2:
         raise ValueError(f"contraction_curve integrates in one or two dimensions, got d = {target.dim}")
     gaussian_target = len(target.log_weights) == 1
     if not gaussian_target and lam not in (0, 1) and target.dim == 1:
-        return heat_curve(given, ts, lam)
+        return heat_curve(given, jax.device_put(times), lam)
     if not (gaussian_target or lam == 1 or (lam == 0 and target.dim == 1)):
         raise ValueError("contraction_curve: in two dimensions a mixture target needs lam = 1 (see kl_ode for lam = 0)")
-    return _curve(given, ts, lam)
+    # Time by time: grids of all lengths share two programs.
+    parts = [_first(given), *(_later(given, jax.device_put(s), lam) for s in times[1:])]
+    return jax.tree.map(lambda *values: jax.device_put(np.stack(values)), *parts)
+
+
+@jax.jit
+def _first(given: Problem) -> Curve:
+    t0 = given.t0
+    ratio = ratio_of_laws(given.start, given.marginal(t0))
+    # The narrowest law of the curve, and the cheapest to evaluate.
+    return _measure(given, t0, ratio, sde_cover(given, t0), points=151)
 
 
 @partial(jax.jit, static_argnames="lam")
-def _curve(given: Problem, ts: Times, lam: float) -> Curve:
-    def later(s: Time) -> Curve:
-        if len(given.target.log_weights) == 1:
-            law, marginal = law_gaussian(given, s, lam), given.marginal(s)
-            return _measure(given, s, ratio_of_laws(law, marginal), _union(marginal, law))
-        if lam == 1:
-            return _measure(given, s, ratio_sde(given, s), sde_cover(given, s))
-        return _measure(given, s, ratio_ode(given, s), _cover_ode(given, s))
-
-    at_start = ratio_of_laws(given.start, given.marginal(ts[0]))
-    # The narrowest law of the curve, and the cheapest to evaluate.
-    first = _measure(given, ts[0], at_start, sde_cover(given, ts[0]), points=151)
-    rest = jax.lax.map(later, ts[1:])
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+def _later(given: Problem, s: Time, lam: float) -> Curve:
+    if len(given.target.log_weights) == 1:
+        law, marginal = law_gaussian(given, s, lam), given.marginal(s)
+        return _measure(given, s, ratio_of_laws(law, marginal), _union(marginal, law))
+    if lam == 1:
+        return _measure(given, s, ratio_sde(given, s), sde_cover(given, s))
+    return _measure(given, s, ratio_ode(given, s), _cover_ode(given, s))
 
 
 def _measure(

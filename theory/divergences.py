@@ -100,6 +100,7 @@ def _moments(p: GaussianMixture) -> tuple[Float[Array, " d"], Float[Array, "d d"
     return p.means[0], p.covariances[0]
 
 
+@jax.jit
 def gaussian_kl(p: GaussianMixture, q: GaussianMixture) -> Scalar:
     """1/2 [tr(D^-1 C) - d + |m - n|²_(D^-1) + log(det D / det C)]."""
     (m, C), (n, D) = _moments(p), _moments(q)

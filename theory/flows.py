@@ -1,5 +1,6 @@
 """The probability-flow ODE as a map: between marginals on the line, with its Jacobian in any dimension."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,8 +11,9 @@ from scipy.integrate import solve_ivp
 
 from theory import line
 from theory.divergences import Divergence, from_values
+from theory.mixtures import GaussianMixture
 from theory.problems import Problem
-from theory.quadrature import covering_rule, legendre_panels, panel_edges
+from theory.quadrature import Rule, covering_rule, legendre_panels, panel_edges
 from theory.types import Estimate, Time
 
 Point = Float[Array, " d"]
@@ -38,10 +40,10 @@ def flow(problem: Problem, y: Float[Array, "n d"], s: float, rtol: float = 1e-11
     n, d = y.shape
     state = np.concatenate([np.ravel(y), np.tile(np.eye(d).ravel(), n)])
     span = (float(problem.t0), float(s))
-    velocity = lambda t, state: np.asarray(_flow_velocity(problem, t, state))  # noqa: E731
+    velocity = lambda t, state: np.asarray(_flow_velocity(problem, np.float64(t), state))  # noqa: E731
     solution = solve_ivp(velocity, span, state, method="DOP853", rtol=rtol, atol=rtol)
-    end = jnp.asarray(solution.y[:, -1])
-    return Flow(end[: n * d].reshape(n, d), end[n * d :].reshape(n, d, d))
+    x, jacobian = np.split(solution.y[:, -1], [n * d])
+    return Flow(jax.device_put(x.reshape(n, d)), jax.device_put(jacobian.reshape(n, d, d)))
 
 
 @jax.jit
@@ -65,12 +67,19 @@ def kl_ode(problem: Problem, s: float, points: int = 65) -> Estimate:
 
     Nodes y for p~_t0 are carried to x; p~_s(x) = p~_t0(y) / |det J|.
     """
-    if problem.target.dim == 1:
-        rule = legendre_panels(panel_edges(problem.start, points // 2))
-    else:
-        rule = covering_rule(problem.start, points)
-    carried = flow(problem, rule.nodes, s)
+    rule = _rule(problem.start, points)
+    return _kl_carried(problem, rule, flow(problem, rule.nodes, s), s)
+
+
+@partial(jax.jit, static_argnames="points")
+def _rule(start: GaussianMixture, points: int) -> Rule:
+    return legendre_panels(panel_edges(start, points // 2)) if start.dim == 1 else covering_rule(start, points)
+
+
+@jax.jit
+def _kl_carried(problem: Problem, rule: Rule, carried: Flow, s: Time) -> Estimate:
     log_start = problem.start.log_prob(rule.nodes)
-    r = log_start - jnp.linalg.slogdet(carried.jacobian)[1] - problem.marginal(jnp.asarray(s)).log_prob(carried.x)
+    log_p = problem.marginal(s).log_prob(carried.x)
+    r = log_start - jnp.linalg.slogdet(carried.jacobian)[1] - log_p
     # The average of r under p~ alone: the rule covers the start, not p, so E_p~[p / p~] = 1 is not at hand.
     return from_values(Divergence(lambda r, g: r), rule, log_start, r, jnp.zeros_like(r))

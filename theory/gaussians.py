@@ -5,13 +5,12 @@ inexact samplers are a mean and a covariance.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from theory.mixtures import noise_fn
 from theory.problems import Problem
@@ -27,11 +26,13 @@ class Offset(NamedTuple):
     e: Scalar
     r: Scalar
 
+    @jax.jit
     def kl(self) -> Scalar:
         """KL(p~ | p) = 1/2 [e² + r - 1 - log r]."""
         return (self.e**2 + (self.r - 1) - jnp.log(self.r)) / 2
 
 
+@jax.jit
 def clock(problem: Problem, s: Time) -> Scalar:
     """A(s) = integral of g² / V from s to t0 = log[(alpha_s² / V_s) / (alpha_t0² / V_t0)], d = 1."""
 
@@ -41,7 +42,8 @@ def clock(problem: Problem, s: Time) -> Scalar:
     return log_signal(s) - log_signal(problem.t0)
 
 
-def inexact_score(problem: Problem, s: Time, lam: float, error: float = 0.0) -> Offset:
+@jax.jit
+def inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | Time = 0.0) -> Offset:
     """The law at s of the reverse lambda-SDE run with (1 + error) score, for a Gaussian start and target, d = 1.
 
     With k = lam² + (1 + lam²) error and A = `clock`:  e_s = e exp(-k A / 2),  r_s = lam²/k + (r - lam²/k) exp(-k A).
@@ -51,13 +53,16 @@ def inexact_score(problem: Problem, s: Time, lam: float, error: float = 0.0) -> 
     e = (start.means - marginal.means)[0, 0] / jnp.sqrt(marginal.variances[0, 0])
     r = (start.variances / marginal.variances)[0, 0]
     k = lam**2 + (1 + lam**2) * error
-    passed = k * clock(problem, s)
+    A = clock(problem, s)
+    passed = k * A
     # lam²/k (1 - exp(-k A)), finite at k = 0
-    fresh = lam**2 * clock(problem, s) if k == 0 else -(lam**2) / k * jnp.expm1(-passed)
+    fresh = jnp.where(k == 0, lam**2 * A, -(lam**2) / k * jnp.expm1(-passed))
     return Offset(e * jnp.exp(-passed / 2), fresh + r * jnp.exp(-passed))
 
 
-def path_covariance(problem: Problem, ts: Times, independent: bool = False) -> Float[Array, "times times"]:
+def path_covariance(
+    problem: Problem, ts: Times, independent: bool | Bool[Array, ""] = False
+) -> Float[Array, "times times"]:
     """Cov(x_t, x_s) = alpha_t alpha_s V_0 + (alpha_t / alpha_s) sigma_s², s <= t, on the forward path; d = 1.
 
     `independent` noises x_0 anew for every time instead, as "edit-friendly" DDPM inversion does (Huberman-Spiegelglas
@@ -65,13 +70,11 @@ def path_covariance(problem: Problem, ts: Times, independent: bool = False) -> F
     """
     alpha, sigma = problem.schedule.alpha(ts), problem.schedule.sigma(ts)
     signal = alpha[:, None] * alpha[None] * problem.target.variances[0, 0]
-    if independent:
-        return signal + jnp.diag(sigma**2)
     earlier = jnp.arange(len(ts))[:, None] > jnp.arange(len(ts))[None]  # ts decreases: a later index is earlier in t
     shared = jnp.where(
         earlier, alpha[None] / alpha[:, None] * sigma[:, None] ** 2, alpha[:, None] / alpha[None] * sigma[None] ** 2
     )
-    return signal + shared
+    return signal + jnp.where(independent, jnp.diag(sigma**2), shared)
 
 
 class Linear(NamedTuple):
@@ -85,7 +88,7 @@ def through(
     f: Callable[[Float[Array, "times 1"]], Float[Array, " n"]],
     problem: Problem,
     ts: Times,
-    independent: bool = False,
+    independent: bool | Bool[Array, ""] = False,
 ) -> Linear:
     """The law of f(path) for Gaussian data and an f that is affine on paths, exact: the Jacobian is constant."""
     mean_path = problem.schedule.alpha(ts)[:, None] * problem.target.means[0][None]
@@ -93,8 +96,8 @@ def through(
     return Linear(f(mean_path), J @ path_covariance(problem, ts, independent) @ J.T)
 
 
-@partial(jax.jit, static_argnames="independent")
-def recorded_noise(solver: Solver, problem: Problem, ts: Times, independent: bool = False) -> Linear:
+@jax.jit
+def recorded_noise(solver: Solver, problem: Problem, ts: Times, independent: bool | Bool[Array, ""] = False) -> Linear:
     """The joint law of (w_1, ..., w_N, x_t0): the recorded noise of Eq. (8), and the latent it is recorded from."""
     eps_fn = noise_fn(problem.target, problem.schedule)
 
@@ -104,13 +107,13 @@ def recorded_noise(solver: Solver, problem: Problem, ts: Times, independent: boo
     return through(f, problem, ts, independent)
 
 
-@partial(jax.jit, static_argnames="independent")
+@jax.jit
 def cycle_edited(
     solver: Solver,
     problem: Problem,
     ts: Times,
     edit: Partial,
-    independent: bool = False,
+    independent: bool | Bool[Array, ""] = False,
 ) -> Linear:
     """The law of (x~_s, x_s) at the end of Cycle-SDE, for an affine edit of x_t0, (1,) -> (1,), and any grid."""
     eps_fn = noise_fn(problem.target, problem.schedule)

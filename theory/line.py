@@ -26,6 +26,7 @@ class Tails(NamedTuple):
     log_upper: Values
 
 
+@jax.jit
 def tails(law: GaussianMixture, x: Values) -> Tails:
     """log F(x) and log(1 - F(x)) of a mixture with d = 1."""
     z = (x[None] - law.means) / jnp.sqrt(law.variances)

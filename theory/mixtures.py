@@ -135,7 +135,7 @@ def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> Gau
     """
     w, m, c = components(weights, means, covariances)
     variances, axes = np.linalg.eigh(c)
-    return GaussianMixture(*map(jnp.asarray, (np.log(w), m, variances, axes)))
+    return GaussianMixture(*map(jax.device_put, (np.log(w), m, variances, axes)))
 
 
 def from_covariances(

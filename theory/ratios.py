@@ -144,7 +144,8 @@ def ratio_ode(problem: Problem, s: Time) -> Callable[[Point], Ratio]:
     return ratio
 
 
-def law_gaussian(problem: Problem, s: Time, lam: float) -> GaussianMixture:
+@jax.jit
+def law_gaussian(problem: Problem, s: Time, lam: float | Time) -> GaussianMixture:
     """p~_s for a Gaussian target and any lam: each component of the start is mapped affinely and blurred.
 
     In the eigenbasis of the target, x_s - m_s = a (x_t0 - m_t0) + noise with a = sqrt(V_s / V_t0 rho),

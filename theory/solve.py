@@ -62,7 +62,7 @@ def time_grid(
             f"time_grid needs steps >= 1 and 0 <= end < start <= 1, got steps={steps}, start={start}, end={end}"
         )
     if spacing == "uniform":
-        return jnp.asarray(np.linspace(start, end, steps + 1))
+        return jax.device_put(np.linspace(start, end, steps + 1))
     if spacing == "log_snr":
         if end == 0:
             raise ValueError("time_grid: log_snr is infinite at t = 0; give this spacing an end > 0")
@@ -83,7 +83,7 @@ def time_grid(
     kept = times[(times <= start) & (times > end)]
     if kept.size == 0:
         raise ValueError(f"time_grid: no timestep of {spacing!r} with {steps} steps lies in ({end}, {start}]")
-    return jnp.asarray(np.append(kept, end))
+    return jax.device_put(np.append(kept, end))
 
 
 @partial(jax.jit, static_argnums=2)

@@ -17,10 +17,8 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from theory.files import write_whole
+from theory.progress import progress
 from toys import store
 from toys.results import table
 
@@ -104,13 +102,12 @@ def show(suite: Suite) -> None:
 def run(suite: Suite, options: Options) -> None:
     """Makes what the options ask for, and prints where it is. Raises OSError where it cannot write."""
     names = [name for name in suite.names if name in options.only]
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(suite.label, total=len(names))
-        begun = partial(progress.update, task)
+    with progress(transient=False) as bar:
+        task = bar.add_task(f"{suite.label}: compiling, once, and computing", total=len(names))
+        begun = partial(bar.update, task)
         with closing(_finished(suite, names, options, lambda name: begun(description=f"{name:14}"))) as finished:
             for _ in finished:
-                progress.advance(task)
+                bar.advance(task)
     _write_results(suite, options)
     shown = "png" if "png" in options.format else options.format[0]  # one of each: the others lie beside it
     for path in (*(f"{name}.{shown}" for name in names), "results.md"):

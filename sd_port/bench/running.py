@@ -11,13 +11,14 @@ from sd_port.bench import report
 from sd_port.bench.edits import PICTURE, Dragging, check_item, is_done, make, settings_of
 from sd_port.bench.score import NOISE_SEED, Networks, Score, candidates, kept, region_side, scores
 from sd_port.commands.bench import BenchCommand
-from sd_port.commands.options import Dtype, progress_bar
+from sd_port.commands.options import Dtype
 from sd_port.dragbench import Item, read_set
 from sd_port.images import read_image, read_record
 from sd_port.metrics.lpips import read_lpips
 from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
 from sd_port.weights.read import digest
+from theory.progress import progress, working
 
 
 def run(options: BenchCommand, dragging: Dragging) -> None:
@@ -83,17 +84,17 @@ def drag_all(options: BenchCommand, dragging: Dragging, items: list[Item]) -> di
             check_item(pipe, item, dragging.config)
         except ValueError as error:
             refused[item.name] = str(error)
-    with progress_bar() as progress:
-        pictures = progress.add_task("Pictures", total=len(todo) - len(refused))
-        task = progress.add_task("Compiling, then editing", total=None)
+    with progress() as bar:
+        pictures = bar.add_task("Pictures", total=len(todo) - len(refused))
+        task = bar.add_task("Compiling, once, then editing", total=None)
 
         def told(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, description="Operations")
+            bar.update(task, completed=done, total=total, description="Operations")
 
         for item in todo:
             if item.name not in refused:
                 make(pipe, dragging, item, picture_of(options, item), settings[item.name], told)
-                progress.advance(pictures)
+                bar.advance(pictures)
     return refused
 
 
@@ -112,15 +113,15 @@ def judges_of(options: BenchCommand, networks: Networks) -> dict[str, Any]:
 def score_all(options: BenchCommand, networks: Networks, judges: dict[str, Any], items: list[Item]) -> list[Score]:
     """Those that an earlier call made of the same pictures by the same judges are not made again."""
     found = []
-    with progress_bar() as progress:
-        task = progress.add_task("Scoring", total=len(items))
+    with progress() as bar:
+        task = bar.add_task("Scoring", total=len(items))
         for item in items:
             answer = item.image.parent / "truth.png"
             files = {"original": item.image, "edited": picture_of(options, item), "truth": answer}
             of = {name: digest([path]) for name, path in files.items() if path.is_file()}
             path = options.out / item.name / "scores.json"
             found += kept(path, judges | of, lambda files=files, item=item: scored(options, networks, item, **files))
-            progress.advance(task)
+            bar.advance(task)
     return found
 
 
@@ -143,5 +144,5 @@ def about(options: BenchCommand, judges: dict[str, Any], items: list[Item], refu
 
 
 def _loaded(model: str, dtype: Dtype) -> StableDiffusion:
-    with Console(stderr=True).status(f"Loading {model}"):
+    with working(f"Loading {model}"):
         return StableDiffusion.load(model, dtype=dtype)

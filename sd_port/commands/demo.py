@@ -9,6 +9,7 @@ from rich.table import Table
 from sd_port.commands.options import check_seed
 from sd_port.images import write_png
 from sd_port.versions import versions
+from theory.progress import working
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Demo:
         from sd_port.nano.demo import drag_the_sun, sheet
         from sd_port.pipeline import StableDiffusion
 
-        with Console(stderr=True).status("Drawing, dragging and reading out (the first time compiles)"):
+        with working("Drawing, dragging and reading out (compiling, once)"):
             pipe = StableDiffusion.load("nano")
             demo = drag_the_sun(pipe, self.seed)
         record = {"command": "demo", "seed": self.seed, "prompt": demo.prompt, "read_out": demo.read}

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from sd_port.checks import check_mask, check_size, latent_mask
 from sd_port.commands.edit_file import EditFile, read_edit_file
 from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, read_json, ready
-from sd_port.commands.options import Dtype, at_least, check_seed, new_file, progress_bar
+from sd_port.commands.options import Dtype, at_least, check_seed, new_file
 from sd_port.dragbench import Request, read_set
 from sd_port.edit_configs import InpaintConfig, TranslateConfig
 from sd_port.images import EditResult, image_size, read_mask, read_record, write_png
 from sd_port.versions import versions
 from sd_port.weights.hub import BUNDLED
 from theory.files import write_whole
+from theory.progress import progress, working
 
 if TYPE_CHECKING:  # what computes is loaded after the options have been checked
     from sd_port.pipeline import StableDiffusion
@@ -157,13 +157,13 @@ class EditCommand(ABC):
             if other != digest:
                 raise ValueError(f"{path}: was made with other weights of {self.model}; give another folder as --out")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with progress_bar() as progress:
-            pictures = progress.add_task("Pictures", total=len(jobs), visible=self.batch is not None)
+        with progress() as bar:
+            pictures = bar.add_task("Pictures", total=len(jobs), visible=self.batch is not None)
             for group in groups:
-                task = progress.add_task("Compiling, then editing", total=None)
+                task = bar.add_task("Compiling, once, then editing", total=None)
 
                 def told(done: int, total: int, task=task) -> None:
-                    progress.update(task, completed=done, total=total, description="Editing")
+                    bar.update(task, completed=done, total=total, description="Editing")
 
                 read = [ready(job) for job in group]
                 rows = len(read) if self.batch is None else self.batch_size
@@ -172,8 +172,8 @@ class EditCommand(ABC):
                 for row, (job, result) in enumerate(zip(group, results, strict=False)):
                     if not job.out.exists():
                         self.write(job, result, (row, rows), digest)
-                progress.remove_task(task)
-                progress.advance(pictures, len(group))
+                bar.remove_task(task)
+                bar.advance(pictures, len(group))
 
     def groups(self) -> list[list[Job]]:
         """What to do, in batches that do not depend on how much of it is done already."""
@@ -234,7 +234,7 @@ class EditCommand(ABC):
         devices, mesh = len(jax.devices()), None
         if self.batch is not None and devices > 1 and self.batch_size % devices == 0:
             mesh = all_devices()
-        with Console(stderr=True).status(f"Loading {self.model}"):
+        with working(f"Loading {self.model}"):
             pipe = StableDiffusion.load(self.model, dtype=self.dtype, mesh=mesh)
             if self.lora is not None:
                 pipe.load_lora(self.lora)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
 
-from sd_port.commands.options import Dtype, at_least, check_seed, guidance_of, new_file, progress_bar
+from sd_port.commands.options import Dtype, at_least, check_seed, guidance_of, new_file
 from sd_port.images import write_png
 from sd_port.versions import versions
+from theory.progress import progress, working
 
 if TYPE_CHECKING:  # what computes is loaded after the options have been checked
     from sd_port.pipeline import StableDiffusion
@@ -83,8 +83,8 @@ class Generate:
         solver = _solver(self.solver, pipe.schedule)
         guidance_scale = guidance_of(self.model, self.guidance_scale)
         started = time.perf_counter()
-        with progress_bar() as progress:
-            task = progress.add_task("Compiling, then sampling", total=self.steps)
+        with progress() as bar:
+            task = bar.add_task("Compiling, once, then sampling", total=self.steps)
             images = pipe.generate(
                 self.prompt,
                 self.negative_prompt,
@@ -97,9 +97,9 @@ class Generate:
                 solver=solver,
                 spacing=self.spacing,
                 lora_scale=self.lora_scale,
-                progress=lambda done, steps, x: progress.update(task, completed=done, description="Sampling"),
+                progress=lambda done, steps, x: bar.update(task, completed=done, description="Sampling"),
             )
-            progress.update(task, description="Decoding")
+            bar.update(task, description="Decoding")
             images = np.asarray(images)
         seconds = time.perf_counter() - started
         record = _record(self, pipe, images.shape) | {"guidance_scale": guidance_scale}
@@ -112,7 +112,7 @@ class Generate:
 def _load(args: Generate) -> "StableDiffusion":
     from sd_port.pipeline import StableDiffusion
 
-    with Console(stderr=True).status(f"Loading {args.model}"):
+    with working(f"Loading {args.model}"):
         files = {name: getattr(args, name) for name in ("variant", "vae", "config", "ema", "prediction_type")}
         pipe = StableDiffusion.load(args.model, dtype=args.dtype, **files)
         if args.lora is not None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from sd_port.commands.options import Dtype, check_seed, new_file, progress_bar
+from sd_port.commands.options import Dtype, check_seed, new_file
 from sd_port.edit_configs import LoRAConfig
 from sd_port.images import image_size, read_image
+from theory.progress import progress, working
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,15 @@ class LoraCommand:
         from sd_port.pipeline import StableDiffusion
         from sd_port.weights.lora_files import write_lora
 
-        with Console(stderr=True).status(f"Loading {self.model}"):
+        with working(f"Loading {self.model}"):
             pipe = StableDiffusion.load(self.model, dtype=self.dtype)
         check_size(size, pipe.vae.config.factor)
         image = read_image(self.image)
-        with progress_bar() as progress:
-            task = progress.add_task("Compiling, then training", total=self.steps)
+        with progress() as bar:
+            task = bar.add_task("Compiling, once, then training", total=self.steps)
 
             def told(done: int, total: int, loss: float) -> None:
-                progress.update(task, completed=done, description=f"Training: loss {loss:.4g}")
+                bar.update(task, completed=done, description=f"Training: loss {loss:.4g}")
 
             train_lora(pipe, image, self.prompt, settings, key=jr.key(self.seed), progress=told)
         write_lora(self.out, unet=pipe.unet)

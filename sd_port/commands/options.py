@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from sd_port import nano
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -39,8 +36,3 @@ def new_file(option: str, path: Path, suffixes: Sequence[str] = (".png",)) -> Pa
 def guidance_of(model: str, given: float | None) -> float:
     """How much the prompt counts where it is not said: as Stable Diffusion is used, and as nano was measured."""
     return given if given is not None else nano.GUIDANCE if model == "nano" else 7.5
-
-
-def progress_bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
