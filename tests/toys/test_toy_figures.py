@@ -29,6 +29,7 @@ def code(*arguments: str) -> int:
     return stop.value.code
 
 
+@pytest.mark.hasty
 def test_files_and_repetition(tmp_path, monkeypatch, capsys):
     """Figures, arrays and numbers; again nothing is computed; a missing figure is drawn from the arrays."""
     out = tmp_path / "made" / "here"
@@ -69,6 +70,7 @@ def gone(group: int) -> bool:
     return False
 
 
+@pytest.mark.exhaustive  # of experiments at full size, on every core for twenty seconds
 def test_side_by_side(tmp_path, monkeypatch):
     """An interrupt ends every process without a word and leaves no file; two experiments are made by two processes."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"]))
