@@ -50,8 +50,9 @@ class Oracle:
         return ReadOut(Scene(*map(np.stack, zip(*rows, strict=True))), np.full(len(images), RESIDUAL, np.float32))
 
 
-def known_drag(pipe, of, config, *, masked, batch, key):
-    return of.moved if config.method == "sde" else of.pictures
+def known_drags(pipe, of, config, *, masked, batch, key):
+    pictures = of.moved if config.method == "sde" else of.pictures
+    return [editing.EditResult(one, one[::4, ::4], [], {"operations": 2}) for one in pictures]
 
 
 def known_filling(pipe, images, masks, captions, config, batch, key):
@@ -71,11 +72,6 @@ def known_difference(pipe, images, before, after, key) -> Differences:
     return Differences(mask[:, ::4, ::4], mask)
 
 
-def known_results(pipe, of, config, **how):
-    pictures = known_drag(pipe, of, config, **how)
-    return [editing.EditResult(one, one[::4, ::4], [], {"operations": 2}) for one in pictures]
-
-
 def adapter(pipe, image, caption, config, *, key):
     adapters.append((image, caption, config.steps))
 
@@ -89,15 +85,14 @@ def arrays(name: str):
         patched.setattr(judge, "read_out", oracle.read_out)
         for module in (inpainting, image_to_image, dragging):
             patched.setattr(module, "through_autoencoder", lambda pipe, images: images)
-        for module in (dragging, settings):
-            patched.setattr(module, "dragged", known_drag)
         for module in (inpainting, cost):
             patched.setattr(module, "filled", known_filling)
         for module in (image_to_image, cost):
             patched.setattr(module, "translated", known_translation)
         patched.setattr(image_to_image, "difference_mask", known_difference)
         patched.setattr(dragging, "train_lora", adapter)
-        patched.setattr(cost, "drag_results", known_results)
+        for module in (editing, cost):
+            patched.setattr(module, "drag_results", known_drags)
         return MODULES[name].run(CONFIGS[name])
 
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from sd_port.nano import card, measure
 from sd_port.nano.fresh import fresh, through_autoencoder
 from sd_port.nano.measure import generated
-from sd_port.nano.quality import COLOURS, PLACES, Sample, judged
-from sd_port.nano.read_out import read_out
+from sd_port.nano.quality import PLACES, Sample, judged
+from sd_port.nano.read_out import ReadOut, read_out
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.hub import BUNDLED, resolve
 from tests.sd_port.torch_models import distance, to_nchw
@@ -22,6 +22,7 @@ from tests.tolerances import PIPELINE
 from theory.solvers import DDIM
 
 FOLDER = BUNDLED["nano"]
+FEW = 8
 PROMPTS = ["a small red boat with white sails left of an island", "a tall island under an orange sun"]
 
 
@@ -67,21 +68,43 @@ def test_diffusers_makes_the_same_pictures():
     assert distance(other, expected) > 0.05
 
 
-def test_the_autoencoder_keeps_small_things():
-    """The gates of the card, on 32 fresh scenes: 38 dB in all, 30 dB in the boat's box; unit latents."""
+def keeps_small_things(found: dict) -> bool:
+    """The gates of the card: 38 dB in all, 30 dB in the boat's box."""
+    return found["psnr"]["all"]["mean"] > 38 and found["psnr"]["boat"]["mean"] > 30
+
+
+def test_the_autoencoder_keeps_small_things(monkeypatch):
+    """On a few fresh scenes, with latents of unit variance; half as bright, the pictures are not those."""
+
+    def truth(images):
+        return ReadOut(fresh(0, FEW).scene, np.zeros(len(images), np.float32))
+
+    monkeypatch.setattr(measure, "read_out", truth)  # what is read out is in the exhaustive tests
+    found = measure.autoencoder(nano(), FEW)
+    assert keeps_small_things(found)
+    np.testing.assert_allclose(found["latent_std"], 1, atol=0.25)  # a few scenes: some percent of chance, and drift
+    assert min(found["read_out"]["original"][place]["within 1/2"] for place in PLACES) == 1
+    monkeypatch.setattr(measure, "through_autoencoder", lambda pipe, images: images / 2)
+    assert not keeps_small_things(measure.autoencoder(nano(), FEW))
+
+
+@pytest.mark.exhaustive
+def test_scenes_are_read_out_of_what_the_autoencoder_makes():
+    """On 32 fresh scenes, and by the gates of the card."""
     found = measure.autoencoder(nano(), 32)
-    assert found["psnr"]["all"]["mean"] > 38 and found["psnr"]["boat"]["mean"] > 30
-    np.testing.assert_allclose(found["latent_std"], 1, atol=0.25)  # 32 scenes: a few percent of chance, and drift
+    assert keeps_small_things(found)
+    for pictures, far in (("original", "1/2"), ("reconstruction", "1")):
+        assert min(found["read_out"][pictures][place][f"within {far}"] for place in PLACES) > 0.95
 
 
 def test_samples_are_scenes_and_follow_their_captions():
-    """Sixteen samples of the SDE: near the manifold, most facts right, the reflection under the sun.
+    """Eight samples of the SDE: near the manifold, most facts right, the reflection under the sun.
 
     The control: the same pictures judged by other scenes' captions.
     """
-    pipe, data = nano(), fresh(9, 16)
+    pipe, data = nano(), fresh(9, FEW)
     real = read_out(through_autoencoder(pipe, data.images))
-    sample = generated(pipe, data, solver=DDIM(pipe.schedule, 1.0), steps=25)
+    sample = generated(pipe, data, solver=DDIM(pipe.schedule, 1.0), steps=20)
     found = judged(sample, float(np.median(real.residual)))
     assert found["residual_ratio"] < 2.5  # the card's figure is a median of 2,000
     assert found["claims_right"] > 0.8 and found["reflection_within_2_pixels"] > 0.7
@@ -89,41 +112,18 @@ def test_samples_are_scenes_and_follow_their_captions():
     assert judged(shuffled, 1.0)["claims_right"] < found["claims_right"] - 0.1
 
 
-def test_the_figures_are_good_enough():
-    """The card's: a sharp autoencoder, a read-out that is right, and samples that are what was asked for."""
-    figures = json.loads((FOLDER / "figures.json").read_text())
-    autoencoder, samples = figures["autoencoder"], figures["samples"]
-    assert autoencoder["psnr"]["all"]["mean"] >= 38 and autoencoder["psnr"]["boat"]["mean"] >= 30
-    for pictures, far, share in (("original", "1/2", 0.99), ("reconstruction", "1", 0.97)):
-        read = autoencoder["read_out"][pictures]
-        assert min(read[place][f"within {far}"] for place in PLACES) >= share, pictures
-        assert min(read[name] for name in COLOURS) >= share, pictures
-    for method in ("ode", "sde"):
-        found = samples[method]
-        assert found["n"] >= 2000 and found["claims_right"] >= 0.9
-        assert found["reflection_within_2_pixels"] >= 0.9
-        assert min(found["one_boat_where_said"], found["one_island_where_said"]) >= 0.95
-    assert figures["memory"]["samples"]["10%"] > 0.8 * figures["memory"]["fresh"]["10%"]
-
-
-MISSED = pytest.mark.xfail(strict=True, reason="the ODE keeps the network's errors: the card has by how much it misses")
-
-
-@pytest.mark.parametrize("method", [pytest.param("ode", marks=MISSED), "sde"])
-def test_samples_are_near_the_manifold(method):
-    """A residual at most twice that of real scenes through the autoencoder."""
-    assert json.loads((FOLDER / "figures.json").read_text())["samples"][method]["residual_ratio"] <= 2
-
-
-@pytest.mark.parametrize("method", [pytest.param("ode", marks=MISSED), "sde"])
-def test_samples_are_as_varied_as_scenes(method):
-    """Spreads within a fifth of those of real scenes."""
-    spread = json.loads((FOLDER / "figures.json").read_text())["samples"][method]["spread"]
-    assert all(0.8 <= ratio <= 1.2 for ratio in spread.values())
-
-
 def test_the_card_says_what_was_measured():
+    """Of this model, and good enough: a sharp autoencoder, samples that are what was asked for, none from memory.
+
+    The card is for what falls short, as the ODE's samples do.
+    """
     figures = json.loads((FOLDER / "figures.json").read_text())
     assert (FOLDER / "README.md").read_text() == card.card(figures)
-    digests = {part["model_sha256"] for part in figures.values()}
-    assert digests == {nano().digest()}
+    assert {part["model_sha256"] for part in figures.values()} == {nano().digest()}
+    assert keeps_small_things(figures["autoencoder"])
+    for found in (figures["samples"][method] for method in ("ode", "sde")):
+        assert found["n"] >= 2000 and min(found["claims_right"], found["reflection_within_2_pixels"]) >= 0.9
+        assert min(found["one_boat_where_said"], found["one_island_where_said"]) >= 0.95
+    sde = figures["samples"]["sde"]
+    assert sde["residual_ratio"] <= 2 and all(0.8 <= ratio <= 1.2 for ratio in sde["spread"].values())
+    assert figures["memory"]["samples"]["10%"] > 0.8 * figures["memory"]["fresh"]["10%"]

@@ -11,6 +11,8 @@ from sd_port.nano.contrast import Contrast
 from sd_port.nano.denoiser import Denoiser, Latents
 from sd_port.nano.fit import Fit, fit
 
+pytestmark = pytest.mark.hasty
+
 KINDS, LENGTH, SIZE = 12, 5, 8
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from sd_port.__main__ import main
 from sd_port.images import read_image, read_record
+from tests.sd_port import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +37,10 @@ def test_demo(tmp_path, capsys):
     assert abs(sun["SDE-Drag"] - target[0]) < 3 and abs(reflection["SDE-Drag"] - sun["SDE-Drag"]) < 3
 
 
-def test_generate_without_a_model(tmp_path, capsys):
-    """One argument is enough; the record names what was used."""
+@pytest.mark.hasty
+def test_generate_without_a_model(tmp_path, capsys, monkeypatch):
+    """One argument is enough; the record names what was used. What it makes is in test_bundled.py."""
+    tiny.instead_of_nano(monkeypatch)
     main(["generate", "a small red boat", "--steps", "4"])
     assert capsys.readouterr().out.strip() == "generated.png"
     assert read_image(tmp_path / "generated.png").shape == (64, 64, 3)

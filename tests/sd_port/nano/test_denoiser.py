@@ -1,6 +1,6 @@
 """Training the UNet: the loss against its definition, and what the text may do to it."""
 
-from functools import partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from sd_port.nano.denoiser import Denoiser, Latents, Lessons
 from sd_port.nano.fit import Fit
 from theory.schedules import ScaledLinearVP
 
+pytestmark = pytest.mark.hasty
+
 SMALL = {
     "block_out_channels": (16, 16),
     "attention": (False, True),
@@ -25,10 +27,6 @@ SMALL = {
     "text_heads": 2,
 }
 VOCABULARY, LENGTH, SCHEDULE = 30, 6, ScaledLinearVP()
-
-
-# Most of the time goes into compiling, and these networks are small.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +49,15 @@ def data(std: float = 0.0) -> Latents:
     )
 
 
-def loss_fn(networks, no_caption: float = 0.1):
+@cache
+def loss_fn(graphs, no_caption: float = 0.1):
     settings = Denoiser(**SMALL, no_caption=no_caption, fit=Fit(steps=1, warmup=0, batch=64, learning_rate=1e-3))
-    return settings.loss_fn(*networks[0], SCHEDULE, None)
+    return jax.jit(settings.loss_fn(*graphs, SCHEDULE, None))
 
 
 def loss_of(networks, weights=None, *, latents: Latents | None = None, key: int = 0) -> jax.Array:
-    _, unet, text = networks
-    return compiled(loss_fn(networks))(weights or unet, Lessons(latents or data(), text), jr.key(key))[0]
+    graphs, unet, text = networks
+    return loss_fn(graphs)(weights or unet, Lessons(latents or data(), text), jr.key(key))[0]
 
 
 def test_a_network_that_says_nothing_loses_the_noise(networks):
@@ -85,9 +84,9 @@ def test_without_captions_only_the_empty_one_is_read(networks):
 
     def read(no_caption: float) -> np.ndarray:
         def of_text(text: nnx.State) -> jax.Array:
-            return loss_fn(networks, no_caption)(weights, Lessons(data(), text), jr.key(0))[0]
+            return loss_fn(graphs, no_caption)(weights, Lessons(data(), text), jr.key(0))[0]
 
-        slope = nnx.merge(graphs[1], compiled(jax.grad(of_text))(text))
+        slope = nnx.merge(graphs[1], jax.jit(jax.grad(of_text))(text))
         return np.flatnonzero(np.abs(np.asarray(slope.embeddings.token_embedding.embedding[...])).sum(1))
 
     assert read(1.0).tolist() == [1]

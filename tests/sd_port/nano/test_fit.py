@@ -16,6 +16,8 @@ import pytest
 from sd_port.nano.fit import Fit, fit
 
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.hasty
+
 SETTINGS = Fit(steps=60, batch=8, learning_rate=0.1, warmup=5, weight_decay=0.0, checkpoint_every=7, log_every=4)
 QUICK = Fit(steps=9, batch=8, learning_rate=0.1, warmup=2, checkpoint_every=2, log_every=3)
 

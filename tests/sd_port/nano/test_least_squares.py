@@ -7,11 +7,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
+import pytest
 
 from sd_port.nano.least_squares import FLOOR, _solved, robust, to_scene, to_units, weight_of
-from sd_port.nano.scenes import draw
+from tests.sd_port.seascapes import drawn
+
+pytestmark = pytest.mark.hasty
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +34,7 @@ def test_equations_are_solved():
 
 def test_scenes_are_vectors():
     """There and back, and a middle is a middle."""
-    scene = jax.tree.map(lambda leaf: leaf[0], draw(jr.key(0), 1))
+    scene = jax.tree.map(lambda leaf: leaf[0], drawn(0, 1))
     back = to_scene(to_units(scene))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), back, scene)
     assert float(to_scene(jnp.full(28, 0.5)).sun_x) == 0.5

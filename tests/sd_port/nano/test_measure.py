@@ -8,6 +8,10 @@ import pytest
 
 from sd_port.nano import fresh, measure
 from sd_port.pipeline import StableDiffusion
+from tests.sd_port import tiny
+from theory.compilations import traces
+
+pytestmark = pytest.mark.hasty
 
 ROUNDING = {"float32": 1e-5, "float64": 1e-13}  # of a few steps; latents are of size 1
 
@@ -17,14 +21,14 @@ def test_chunks_share_one_program(monkeypatch, dtype):
     """Cycle-SDE loses rounding alone and the inversion far more, and what is compiled serves every chunk."""
     monkeypatch.setattr(fresh, "CHUNK", 2)
     latents = np.asarray(jr.normal(jr.key(0), (6, 16, 16, 4), "float32"))
-    compiled = [f._cache_size() for f in (measure._cycle, measure._inverted)]
-    found = measure._reconstructed(StableDiffusion.load("nano"), latents, ["a boat"] * 6, 3, 1.0, dtype)
+    with traces() as count:
+        found = measure._reconstructed(StableDiffusion.load(tiny.folder()), latents, ["a boat"] * 6, 3, 1.0, dtype)
     assert found["cycle_sde"] < ROUNDING[dtype] and found["ode_inversion"] > 1e-2
-    assert [f._cache_size() for f in (measure._cycle, measure._inverted)] == [count + 1 for count in compiled]
+    assert count["_cycle"] == count["_inverted"] == 1
 
 
 def test_reconstruction_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    asked, kept, pipe = [], tmp_path / "rows", StableDiffusion.load("nano")
+    asked, kept, pipe = [], tmp_path / "rows", StableDiffusion.load(tiny.folder())
 
     def reconstructed(pipe, latents, texts, *cell):
         if len(asked) == 5:

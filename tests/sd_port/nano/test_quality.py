@@ -8,14 +8,17 @@ import pytest
 from sd_port.nano.captions import captions
 from sd_port.nano.quality import PLACES, Sample, discrepancies, errors, judged, spread
 from sd_port.nano.read_out import ReadOut
-from sd_port.nano.scenes import Scene, draw, render
+from sd_port.nano.scenes import Scene, render
+from tests.sd_port.seascapes import drawn
+
+pytestmark = pytest.mark.hasty
 
 N = 96
 
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return jax.tree.map(np.asarray, draw(jr.key(5), N))
+    return drawn(5, N)
 
 
 def read(scene: Scene, residual: float = 0.01) -> ReadOut:
@@ -63,7 +66,7 @@ def test_spread_is_a_ratio_of_standard_deviations(scene):
 def test_discrepancies_tell_laws_apart(scene):
     """Two draws of scenes are of one law; scenes at dusk alone are of another, in what is read and in pixels."""
     paint = jax.jit(render)
-    other = jax.tree.map(np.asarray, draw(jr.key(7), N))
+    other = drawn(7, N)
     dusk = other._replace(sun_y=other.horizon - 0.1 * (other.horizon - other.sun_y))
     one, same, different = ((np.asarray(paint(s)), read(s)) for s in (scene, other, dusk))
     alike, unlike = discrepancies(one, same), discrepancies(one, different)

@@ -12,7 +12,8 @@ import scipy.ndimage
 from sd_port.nano.captions import facts
 from sd_port.nano.counting import counts
 from sd_port.nano.read_out import ReadOut, read_out
-from sd_port.nano.scenes import Scene, draw, each, objects, render
+from sd_port.nano.scenes import Scene, each, objects, render
+from tests.sd_port.seascapes import drawn
 
 N = 32  # pictures in all: one call, so that the time goes into compiling once
 CLEAN, NOISY, BLURRED, MOVED, TWO, GHOSTS = (
@@ -32,7 +33,7 @@ class Case(NamedTuple):
 def case() -> Case:
     """Fresh scenes; from MOVED on their reflections, boats or both are not as the laws want them."""
     paint = jax.jit(render)
-    truth = draw(jr.key(77), N)
+    truth = jax.tree.map(jnp.asarray, drawn(77, N))
     present = jnp.ones(N, jnp.float32)
     truth = truth._replace(
         boat_presence=present.at[ABSENT[0]].set(0),
@@ -42,7 +43,7 @@ def case() -> Case:
     images = np.array(paint(truth))
     # The second boat is well apart from the first, as seen from its own side of the picture.
     other = truth._replace(boat_x=jnp.where(truth.boat_x < 0.5, truth.boat_x + 0.35, truth.boat_x - 0.35))
-    others, place = np.asarray(paint(other)), np.asarray(objects(other)["boat"])
+    others, place = np.asarray(paint(other)), np.asarray(jax.jit(objects)(other)["boat"])
     images[NOISY] += 0.02 * np.asarray(jr.normal(jr.key(78), images[NOISY].shape))
     images[BLURRED] = scipy.ndimage.gaussian_filter(images[BLURRED], (0, 0.45, 0.45, 0), mode="nearest")
     images[TWO] = np.where(place[TWO][..., None], others[TWO], images[TWO])

@@ -11,6 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from sd_port.nano.scenes import BOAT_SIZES, HIGHEST, HULLS, SAILS, Scene, draw, objects, render
+from tests.sd_port.seascapes import DRAWN
+from tests.sd_port.seascapes import drawn as drawn_scenes
 
 SUN_LEFT = Scene(
     horizon=jnp.float32(0.57),
@@ -45,13 +47,15 @@ def at(picture, x: float, y: float) -> np.ndarray:
     return np.asarray(picture)[int(64 * y), int(64 * x)]
 
 
+pytestmark = pytest.mark.hasty
+
 N = 48
 paint = jax.jit(render)  # for N scenes at once
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[Scene, np.ndarray]:
-    scenes = draw(jr.key(0), N)
+    scenes = drawn_scenes(0, N)
     return scenes, np.asarray(paint(scenes))
 
 
@@ -69,7 +73,7 @@ def pictures_of(drawn) -> Callable[..., np.ndarray]:
 
 def test_draws_are_reproducible_and_follow_the_laws():
     """The same key gives the same scenes; parts are where they can be seen; lower suns are warmer."""
-    scenes, again, other = draw(jr.key(3), 512), draw(jr.key(3), 512), draw(jr.key(4), 512)
+    scenes, again, other = draw(jr.key(3), DRAWN), draw(jr.key(3), DRAWN), draw(jr.key(4), DRAWN)
     jax.tree.map(np.testing.assert_array_equal, scenes, again)
     assert not np.array_equal(scenes.sun_x, other.sun_x)
     assert all(leaf.dtype == jnp.float32 for leaf in scenes)
@@ -84,15 +88,15 @@ def test_draws_are_reproducible_and_follow_the_laws():
     for colours, choices in ((scenes.hull, HULLS), (scenes.sail, SAILS)):
         apart = np.abs(np.asarray(colours)[:, None] - np.array(list(choices.values()))).max(-1)
         assert np.all(apart.min(1) < 0.021)
-        shares = np.bincount(apart.argmin(1), minlength=len(choices)) / 512
+        shares = np.bincount(apart.argmin(1), minlength=len(choices)) / DRAWN
         assert np.all((shares > 0.15) & (shares < 0.35))
     sizes = np.asarray(scenes.boat_size)
     assert np.all(np.any([(low <= sizes) & (sizes <= high) for low, high in BOAT_SIZES.values()], axis=0))
     # Neither the sun nor the peak is behind the boat.
-    boat = objects(scenes)["boat"]
+    boat = jax.jit(objects)(scenes)["boat"]
     for x, y in ((scenes.sun_x, scenes.sun_y), (scenes.island_x, scenes.horizon - scenes.island_height)):
         rows, columns = np.int64(64 * np.asarray(y)), np.int64(64 * np.asarray(x))
-        hidden = np.asarray(boat)[np.arange(512), rows, columns]
+        hidden = np.asarray(boat)[np.arange(DRAWN), rows, columns]
         assert not np.any(hidden & ((y is scenes.sun_y) | (np.asarray(scenes.island_presence) > 0)))
 
 
@@ -105,7 +109,7 @@ def test_pictures_lie_in_the_unit_interval_and_vary(drawn):
 
 def test_derivatives_are_finite_and_those_of_differences():
     """At draws and at the edges of what can be drawn; central differences in float64 at the draws."""
-    drawn = draw(jr.key(1), 2)
+    drawn = drawn_scenes(1, 2)
     edges = [
         SUN_LEFT._replace(boat_presence=jnp.float32(0), island_presence=jnp.float32(0)),
         SUN_LEFT._replace(sun_y=SUN_LEFT.horizon),  # on the horizon
@@ -182,7 +186,7 @@ def test_larger_pictures_show_the_same(drawn):
 
 def test_masks_contain_their_objects(drawn):
     scenes, pictures = drawn
-    masks = jax.tree.map(np.asarray, objects(scenes))
+    masks = jax.tree.map(np.asarray, jax.jit(objects)(scenes))
     without = np.asarray(paint(scenes._replace(boat_presence=jnp.zeros(N, jnp.float32))))
     changed = np.abs(pictures - without).max(-1)
     assert not np.any((changed > 0.2) & ~masks["boat"])  # the mirror image's faint tip is longer than the mask

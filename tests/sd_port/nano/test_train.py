@@ -1,10 +1,10 @@
 """Training on a user's pictures, from nothing to a folder that both sides open, and what is refused."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
+import jax
 import jax.random as jr
 import numpy as np
 import pytest
@@ -12,13 +12,17 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sd_port.images import to_pil
+from sd_port.nano import data
 from sd_port.nano import train as training
 from sd_port.nano.captions import captions
 from sd_port.nano.data import drawn, from_folder
-from sd_port.nano.scenes import draw, render
+from sd_port.nano.scenes import render
 from sd_port.nano.train import main, read_config
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.read import digest
+from tests.sd_port.seascapes import drawn as drawn_scenes
+
+pytestmark = pytest.mark.hasty
 
 TINY = """
 size = 16
@@ -37,8 +41,8 @@ norm_num_groups = 4
 fit = {steps = 2, batch = 4, learning_rate = 1e-3, warmup = 1, checkpoint_every = 1}
 
 [denoiser]
-block_out_channels = [16, 16]
-attention = [false, true]
+block_out_channels = [16]
+attention = [true]
 norm_num_groups = 4
 text_width = 16
 text_layers = 1
@@ -50,9 +54,11 @@ fit = {steps = 2, batch = 2, learning_rate = 1e-3, warmup = 1, checkpoint_every 
 def pictures(tmp_path_factory) -> Path:
     """Five captioned pictures, not square, one with two captions and one with an alpha channel."""
     folder = tmp_path_factory.mktemp("pictures")
-    scenes = draw(jr.key(0), 5)
+    scenes = drawn_scenes(0, 5)
     lines = []
-    for i, (image, caption) in enumerate(zip(render(scenes, 24), captions(scenes, jr.key(1)), strict=True)):
+    for i, (image, caption) in enumerate(
+        zip(jax.jit(render, static_argnums=1)(scenes, 24), captions(scenes, jr.key(1)), strict=True)
+    ):
         picture = to_pil(np.asarray(image)).resize((30, 24))
         (picture.convert("RGBA") if i == 1 else picture).save(folder / f"{i}.png")
         text = [caption.text, "a sea"] if i == 0 else caption.text
@@ -74,69 +80,89 @@ def refused(capsys, arguments: list[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """main() splits the CPU before the first use of a device, of which there has been one here; chunks are small."""
+    monkeypatch.setattr(training, "keep_compilations", lambda: None)
+    monkeypatch.setattr(training, "split_cpu", lambda count: None)
+    monkeypatch.setattr(training, "CHUNK", 8)
+    monkeypatch.setattr(data, "CHUNK", 8)
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> dict[str, tuple]:
+    """In place of training: by its label what would be trained and on what, left as it is."""
+    asked = {}
+
+    def fit(loss_fn, weights, data, settings, key, folder, *, mesh, label, stop_at):
+        asked[label] = weights, data
+        return weights
+
+    monkeypatch.setattr(training, "fit", fit)
+    return asked
+
+
+def weights_of(model: Path) -> str:
+    found = sorted(model.rglob("*.safetensors"))
+    assert len(found) == 3
+    return digest(found)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_from_pictures_to_a_model(tmp_path, pictures, capsys, monkeypatch):
     """Cut off before the last training and called again it ends; the last training does not depend on the cut."""
-    monkeypatch.setattr(training, "keep_compilations", lambda: None)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # main() sets it for the rest of its process
-    model = tmp_path / "model"
-
-    def weights() -> str:
-        found = sorted(model.rglob("*.safetensors"))
-        assert len(found) == 3
-        return digest(found)
-
-    early = refused(capsys, [*command(tmp_path, pictures), "--so-far"])
-    assert "holds no latents yet" in early and not (tmp_path / "run").exists()
+    folder, model = tmp_path, tmp_path / "model"
+    early = refused(capsys, [*command(folder, pictures), "--so-far"])
+    assert "holds no latents yet" in early and not (folder / "run").exists()
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
         patched.setattr(training, "_denoiser", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        main(command(tmp_path, pictures))
+        main(command(folder, pictures))
     assert stop.value.code == 130 and not model.exists()
-    assert "denoiser: holds no checkpoint yet" in refused(capsys, [*command(tmp_path, pictures), "--so-far"])
-    main(command(tmp_path, pictures))
-    expected = weights()
+    assert "denoiser: holds no checkpoint yet" in refused(capsys, [*command(folder, pictures), "--so-far"])
+    main(command(folder, pictures))
+    expected = weights_of(model)
 
-    model.rename(tmp_path / "kept")
-    main([*command(tmp_path, pictures), "--so-far"])  # of a finished run that is all of it
-    assert weights() == expected
-    model.rename(tmp_path / "so_far")
-    shutil.rmtree(tmp_path / "run" / "denoiser")
-    main(command(tmp_path, pictures))
-    assert weights() == expected
+    model.rename(folder / "kept")
+    main([*command(folder, pictures), "--so-far"])  # of a finished run that is all of it
+    assert weights_of(model) == expected
+    model.rename(folder / "so_far")
+    shutil.rmtree(folder / "run" / "denoiser")
+    main(command(folder, pictures))
+    assert weights_of(model) == expected
 
-    pipe = StableDiffusion.load(model)
-    image = pipe.generate("a boat", key=jr.key(0), steps=2)
+    image = StableDiffusion.load(model).generate("a boat", key=jr.key(0), steps=2)
     assert image.shape == (1, 16, 16, 3) and np.isfinite(np.asarray(image)).all()
     theirs = StableDiffusionPipeline.from_pretrained(model)
     assert theirs.unet.config.sample_size == 8 and theirs.tokenizer.model_max_length == 40
+    assert "exists already" in refused(capsys, command(folder, pictures))
+    model.rename(folder / "again")
+    line = refused(capsys, command(folder, pictures, TINY.replace("steps = 2", "steps = 3")))
+    assert "another config" in line
 
-    assert "exists already" in refused(capsys, command(tmp_path, pictures))
-    again = tmp_path / "again"
-    model.rename(again)
-    further, wider = tmp_path / "further", tmp_path / "wider"
-    further.mkdir()
-    wider.mkdir()
-    still = "seed = 1" + "learning_rate = 1e-12".join(
-        TINY.rsplit("learning_rate = 1e-3", 1)
-    )  # the UNet stays as it was
-    main([*command(further, pictures, still), "--start", str(again)])
+
+def test_training_goes_on_from_a_model(tmp_path, pictures, capsys, untrained):
+    """Its autoencoder is kept, its UNet is what is trained on, and its words and text encoder are kept if asked."""
+    first, further, same_text, wider = (tmp_path / name for name in ("first", "further", "same_text", "wider"))
+    for folder in (first, further, same_text, wider):
+        folder.mkdir()
+    main(command(first, pictures))
+    assert set(untrained) == {"Autoencoder", "Text encoder", "UNet"}
+    again, other = first / "model", TINY.replace("size", "seed = 1\nsize", 1)
+    main([*command(further, pictures, other), "--start", str(again)])
     for part, same in (("vae", True), ("unet", True), ("text_encoder", False)):
-        (one,), (other,) = (list((folder / part).glob("*.safetensors")) for folder in (again, further / "model"))
-        assert (one.read_bytes() == other.read_bytes()) == same
-    same_text = tmp_path / "same_text"
-    same_text.mkdir()
-    main([*command(same_text, pictures, still), "--start", str(again), "--keep-text"])
+        (one,), (new,) = (list((folder / part).glob("*.safetensors")) for folder in (again, further / "model"))
+        assert (one.read_bytes() == new.read_bytes()) == same
+    untrained.clear()
+    main([*command(same_text, pictures, other), "--start", str(again), "--keep-text"])
+    assert set(untrained) == {"UNet"}
     for name in ("text_encoder/model.safetensors", "tokenizer/vocab.json"):
         assert (again / name).read_bytes() == (same_text / "model" / name).read_bytes()
     assert "--keep-text goes with --start" in refused(capsys, [*command(wider, pictures), "--keep-text"])
     shutil.rmtree(same_text / "model")
-    changed = [*command(same_text, pictures, still), "--start", str(further / "model"), "--keep-text"]
+    changed = [*command(same_text, pictures, other), "--start", str(further / "model"), "--keep-text"]
     assert "another config" in refused(capsys, changed)  # another model is another run
-    wide = command(wider, pictures, still.replace("[16, 16]", "[16, 32]"))
+    wide = command(wider, pictures, other.replace("[16]", "[32]"))
     assert "the UNet to start from is not of this config" in refused(capsys, [*wide, "--start", str(again)])
-
-    line = refused(capsys, command(tmp_path, pictures, TINY.replace("steps = 2", "steps = 3")))
-    assert "another config" in line
 
 
 def test_pictures_of_a_folder(pictures):
@@ -201,21 +227,21 @@ def test_the_bundled_configs_are_read():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:the text has")  # in tokens of eight scenes' words
-def test_from_drawn_scenes_to_a_model(tmp_path, monkeypatch):
+def test_from_drawn_scenes_to_a_model(tmp_path, untrained):
     """Without a folder of pictures it draws its own, as many as the config says, with four captions each."""
-    monkeypatch.setattr(training, "keep_compilations", lambda: None)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     (tmp_path / "tiny.toml").write_text("scenes = 8\n" + TINY)
     main(["--config", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "model")])
+    assert untrained["Autoencoder"][1] is None  # fresh scenes at every step
     with np.load(tmp_path / "run" / "latents.npz") as latents:
         assert latents["mean"].shape == (8, 8, 8, 4) and latents["tokens"].shape == (8, 4, 40)
-    image = StableDiffusion.load(tmp_path / "model").generate("a boat", key=jr.key(0), steps=1)
-    assert image.shape == (1, 16, 16, 3)
+        np.testing.assert_array_equal(untrained["UNet"][1].latents.mean, latents["mean"])
+    assert StableDiffusion.load(tmp_path / "model").unet.config.sample_size == 8
 
 
 def test_drawn_pictures_do_not_depend_on_their_number():
     """Chunks have keys of their own: more pictures only go on."""
-    few, many = drawn(jr.key(0), 5, 8, each=2), drawn(jr.key(0), 9, 8, each=2)
+    few, many = drawn(jr.key(0), 5, 16, each=2), drawn(jr.key(0), 9, 16, each=2)
     np.testing.assert_array_equal(few.images, many.images[:5])
     assert few.captions == many.captions[:5] and len(few.captions[0]) == 2
-    assert not np.array_equal(few.images, drawn(jr.key(1), 5, 8).images)
+    assert not np.array_equal(many.images[8], many.images[0])  # the second chunk is another
+    assert not np.array_equal(few.images, drawn(jr.key(1), 5, 16).images)

@@ -8,14 +8,16 @@ import pytest
 from transformers import CLIPTokenizer
 
 from sd_port.nano.captions import captions
-from sd_port.nano.scenes import draw
 from sd_port.nano.vocabulary import train_tokenizer
 from sd_port.tokenizer import ClipTokenizer
+from tests.sd_port.seascapes import drawn
+
+pytestmark = pytest.mark.hasty
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [caption.text for caption in captions(draw(jr.key(0), 512), jr.key(1))]
+    return [caption.text for caption in captions(drawn(0, 512), jr.key(1))]
 
 
 @pytest.fixture(scope="module")
