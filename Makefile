@@ -13,8 +13,10 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/pytest
 
+# What is exhaustive too, and the fast tests under every Python that is here, with the pins and with the newest.
 test-all: .venv/test
 	$(BIN)/pytest -m ""
+	$(BIN)/python tests/every_python.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

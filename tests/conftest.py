@@ -1,19 +1,24 @@
 """Strict numerics for every test: float64, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
 import os
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
-from theory.compilations import compile_hastily, keep_compilations
+from theory.compilations import OLD_EMITTERS, compile_hastily, keep_compilations, set_flags
 
 # There is a worker for every core: more threads of torch's would wait for one another, which it does by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Small float64 programs compile in two thirds of the time. Flags are read with the first device: what commands set
+# later is for processes of their own.
+set_flags(OLD_EMITTERS)
 jax.config.update("jax_enable_x64", True)
-jax.devices()  # what commands set in XLA_FLAGS is read with the first device: no test's for those that come after it
+jax.devices()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling is slow on the first example, and examples must be the same on every run.
@@ -22,6 +27,19 @@ hypothesis.settings.load_profile("tests")
 
 # Compiling takes most of the time: the workers share what they compile, and the next run finds it.
 keep_compilations()
+
+PEERS = {"torch", "diffusers", "transformers", "peft"}  # what results are compared with
+
+
+class NotInstalled(MetaPathFinder):
+    """The last that is asked for a module: where a peer is not installed, the tests that import it are skipped."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in PEERS and sys._getframe(1).f_code.co_name == "_find_spec":
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+
+
+sys.meta_path.append(NotInstalled())
 
 MAPS = Path("/proc/self/maps")
 

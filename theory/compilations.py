@@ -17,7 +17,7 @@ OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 LITTLE_MEMORY = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 KNOWN_TO = {
-    OLD_EMITTERS: {"0.10.0", "0.10.1", "0.10.2"},
+    OLD_EMITTERS: {"0.10.0", "0.10.1", "0.10.2", "0.11.0"},
     LITTLE_MEMORY: {"0.10.0", "0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"},
     ONE_THREAD: {"0.10.0", "0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"},
 }

@@ -1,6 +1,7 @@
 """The cores of a CPU as devices, over which batches are split."""
 
 import os
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -17,7 +18,8 @@ def split_cpu(devices: int) -> None:
     threads wait for each other in small products, and a quarter more than two devices with two threads.
     """
     count = min(devices, os.cpu_count() or 1)
-    jax.config.update("jax_num_cpu_devices", count)
+    with suppress(RuntimeError):  # devices that are in use already stay as they are
+        jax.config.update("jax_num_cpu_devices", count)
     set_flags(ONE_THREAD)
 
 

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import drag, layers, unet_cpu, unet_gpu
+from benchmarks import drag, first_use, layers, unet_cpu, unet_gpu
 from benchmarks.measuring import CPU_OPTIONS, distance, seconds
 from sd_port.models.config import UNetConfig
 from tests.sd_port import tiny
@@ -47,6 +47,17 @@ def test_unet_cpu(tmp_path, monkeypatch):
     network = {r["name"]: r for r in check(path)}
     assert network["ours"]["compile_seconds"] > 0 and network["ours"]["cached_seconds"] > 0
     assert network["ours"]["ratio"] == 1 and min(r["peak_bytes"] for r in network.values()) > 2**26
+
+
+def test_first_use(tmp_path):
+    """Whole processes, of which the later ones find what the first one compiled; a wrong exit code is an error."""
+    path = tmp_path / "first.json"
+    first_use.main(first_use.Config(repeats=1, only=("--help", "an error"), json=path))
+    results = json.loads(path.read_text())["results"]
+    assert all(each["wall"] > 0 and each["cpu"] > 0 for runs in results.values() for each in runs)
+    assert [len(runs) for runs in results.values()] == [2, 2]
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        first_use.run(first_use.COMMANDS["an error"], tmp_path, tmp_path / "cache")
 
 
 def test_layers(tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""Experiments side by side: each in a process of its own, and an interrupt ends them all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.toys.trivial.first import SIGNS
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the trivial experiments, which write to `out` and say in `signs` that they have begun."""
+    for name in ("out", "signs"):
+        (tmp_path / name).mkdir()
+    root, started = Path(__file__).parents[2], []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.toys.trivial", str(tmp_path / "out"), *arguments]
+        environment = os.environ | {SIGNS: str(tmp_path / "signs")}
+        started.append(
+            subprocess.Popen(
+                command, cwd=root, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of this group still runs."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def wait_for(happens) -> None:
+    end = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_an_interrupt_ends_every_process(start, tmp_path):
+    """Without a traceback, and no file is left."""
+    cut_off = start()
+    wait_for(lambda: len(list((tmp_path / "signs").iterdir())) == 2)
+    assert cut_off.poll() is None  # the control: they have begun, and would take a minute
+    os.killpg(cut_off.pid, signal.SIGINT)  # as a terminal does
+    assert "Traceback" not in cut_off.communicate()[1]
+    assert cut_off.returncode == 130
+    wait_for(lambda: not alive(cut_off.pid))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_each_is_made_by_a_process_of_its_own(start, tmp_path):
+    """Files and what is printed are in reading order, whoever made them."""
+    whole = start("--tiny")
+    printed = whole.communicate()[0].split()
+    assert whole.returncode == 0
+    assert printed == [str(tmp_path / "out" / name) for name in ("first.png", "second.png", "results.md")]
+    made_by = [int(np.load(tmp_path / "out" / f"{name}.npz")["process"]) for name in ("first", "second")]
+    assert whole.pid not in made_by
+    kinds = {f"{name}.{kind}" for name in ("first", "second") for kind in ("npz", "pdf", "png")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*kinds, "results.md"}
