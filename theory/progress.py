@@ -26,7 +26,7 @@ class Lines(Progress):
         super().update(task_id, **fields)
         self.say(task_id)
 
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+    def advance(self, task_id: TaskID, advance: int | float = 1) -> None:
         super().advance(task_id, advance)
         self.say(task_id)
 

@@ -14,8 +14,9 @@ from sd_port.edit_configs import PRESETS
 from sd_port.edits.drag import drag
 from sd_port.nano.captions import facts
 from sd_port.nano.read_out import read_out
-from sd_port.nano.scenes import Scene, all_seen, draw, each, render
+from sd_port.nano.scenes import Pixels, Scene, all_seen, draw, each, render
 from sd_port.pipeline import StableDiffusion
+from theory.types import PRNGKey
 
 FAR = 0.3  # of the width, that the sun goes
 SIZE = 64
@@ -34,15 +35,9 @@ class Demo(NamedTuple):
 def drag_the_sun(pipe: StableDiffusion, seed: int) -> Demo:
     """Draws a scene with a boat and a high sun, and drags the sun sideways; light and reflection have to follow."""
     scene_key, edit_key = jr.split(jr.key(seed))
-    many = draw(scene_key, 64)
-    there = many.sun_x + jnp.where(many.sun_x < 0.5, FAR, -FAR)
-    anew = many._replace(sun_x=there, reflection_x=there)
-    high = many.boat_presence + many.horizon - many.sun_y - jnp.abs(jnp.abs(many.sun_x - 0.5) - FAR / 2)
-    best = jnp.argmax(jnp.where(all_seen(anew), high, -jnp.inf))
-    scene, truth = (jax.tree.map(lambda leaf: leaf[best], one) for one in (many, anew))
-    before, after = (np.asarray(render(one)) for one in (scene, truth))
+    (scene, truth), (before, after) = jax.device_get(_drawn(scene_key))
     source, target = (_pixel(one.sun_x, one.sun_y) for one in (scene, truth))
-    said = facts(jax.tree.map(np.asarray, scene))
+    said = facts(scene)
     prompt = f"a {said['hull']} boat with {said['sail']} sails under a {said['sun']} sun"
 
     pictures = {"before": before}
@@ -53,6 +48,18 @@ def drag_the_sun(pipe: StableDiffusion, seed: int) -> Demo:
     scenes = each(read_out(np.stack(list(pictures.values()))).scene)
     read = {name: describe(one) for name, one in zip(pictures, scenes, strict=True)}
     return Demo(prompt, source, target, pictures, read)
+
+
+@jax.jit
+def _drawn(key: PRNGKey) -> tuple[list[Scene], list[Pixels]]:
+    """A scene with a boat and a high sun and the same with its sun on the other side, and both rendered."""
+    many = draw(key, 64)
+    there = many.sun_x + jnp.where(many.sun_x < 0.5, FAR, -FAR)
+    anew = many._replace(sun_x=there, reflection_x=there)
+    high = many.boat_presence + many.horizon - many.sun_y - jnp.abs(jnp.abs(many.sun_x - 0.5) - FAR / 2)
+    best = jnp.argmax(jnp.where(all_seen(anew), high, -jnp.inf))
+    scenes = [jax.tree.map(lambda leaf: leaf[best], one) for one in (many, anew)]
+    return scenes, [render(scene) for scene in scenes]
 
 
 def sheet(demo: Demo) -> np.ndarray:

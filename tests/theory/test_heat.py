@@ -16,8 +16,6 @@ from theory.divergences import gaussian_chi2, gaussian_fisher, gaussian_kl, gaus
 from theory.heat import heat_curve
 from theory.ratios import law_gaussian
 
-pytestmark = pytest.mark.hasty
-
 PAIR, TIMES = pair(), [1.0, 0.8, 0.6]
 CLOSED = {"kl": gaussian_kl, "fisher": gaussian_fisher, "chi2": gaussian_chi2, "tv": gaussian_tv, "w2": gaussian_w2}
 

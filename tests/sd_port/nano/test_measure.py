@@ -11,8 +11,6 @@ from sd_port.pipeline import StableDiffusion
 from tests.sd_port import tiny
 from theory.compilations import traces
 
-pytestmark = pytest.mark.hasty
-
 ROUNDING = {"float32": 1e-5, "float64": 1e-13}  # of a few steps; latents are of size 1
 
 
