@@ -4,11 +4,13 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint
 
+# Statements and pictures take a core each; what the pictures say waits for the table.
 demo: .venv/demo
-	$(BIN)/theory-check
-	mkdir -p out
-	$(BIN)/toy-figures --tiny --only priors --out out/toys-tiny
-	$(BIN)/sd-edit demo --out out/demo.png
+	@mkdir -p out
+	@{ $(BIN)/toy-figures --tiny --only priors --out out/toys-tiny && $(BIN)/sd-edit demo --out out/demo.png; } \
+		> out/demo.txt 2>&1 & pictures=$$!; \
+	$(BIN)/theory-check; checked=$$?; \
+	echo "The toy figure and the drag:"; wait $$pictures; drawn=$$?; cat out/demo.txt; exit $$((checked || drawn))
 
 test: .venv/test
 	$(BIN)/pytest
@@ -26,10 +28,13 @@ lint: .venv/test
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
+# Modules are compiled to bytecode when they are first loaded: most of what is installed never is.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+
 .venv/demo: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PIP) --editable .
 	touch $@
 
 .venv/test: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	touch $@
