@@ -166,6 +166,23 @@ def test_law_error_sees_the_noise_level():
         assert_order(law_error(DDIM(SCHEDULE, 1.0), 0.5), 1, STEPS)
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.5, 2.0])
+def test_euler_maruyama_takes_its_coefficients_where_the_step_begins(lam):
+    """Ito: drift and diffusion of beta(t) = 0.1 + 9.9 t at t, not at s. The order of the law is blind to which."""
+    eps, x, t, s = np.array([0.3, -1.1]), np.array([0.8, -0.5]), 0.9, 0.35
+    _, sigma = scales(SCHEDULE, t)
+
+    def euler(beta):
+        drift = -beta * x / 2 + (1 + lam**2) / 2 * beta * eps / sigma
+        return [*(x + drift * (s - t)), lam * (beta * (t - s)) ** 0.5]
+
+    kernel, _ = EulerMaruyama(SCHEDULE, lam).kernel(lambda x, t: jnp.array(eps), *map(jnp.array, (x, t, s)), ())
+    found = [*np.asarray(kernel.mean), float(kernel.std)]
+    assert_close(found, euler(0.1 + 9.9 * t), tolerances.ROUNDING)
+    with pytest.raises(AssertionError):
+        assert_close(found, euler(0.1 + 9.9 * s), tolerances.ROUNDING)
+
+
 @jax.jit
 def posterior(law, schedule, x, t, s):
     """Mean, and variances of the components, of q(x_s | x_t)."""
