@@ -184,8 +184,8 @@ class StableDiffusion:
         height, width = height or side, width or side
         _check_size(height, width, factor)
         shape = (len(prompts), height // factor, width // factor, self.vae.config.latent_channels)
-        noise_key, solver_key = jr.split(key)
-        x = jr.normal(noise_key, shape, jnp.float32) if latent is None else latent
+        x, solver_key = _start(key, shape)
+        x = x if latent is None else latent
         if x.shape != shape:
             raise ValueError(f"generate: latent has the shape {x.shape}, these prompts and sizes need {shape}")
         ts = self.scheduler.grid(steps, spacing).astype(jnp.float32)
@@ -214,6 +214,12 @@ def _check_size(height: int, width: int, factor: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if value < factor or value % factor:
             raise ValueError(f"{name} = {value} is not a multiple of {factor}, the size of a latent pixel")
+
+
+@partial(jax.jit, static_argnames="shape")
+def _start(key: PRNGKey, shape: tuple[int, ...]) -> tuple[Image, PRNGKey]:
+    noise_key, solver_key = jr.split(key)
+    return jr.normal(noise_key, shape, jnp.float32), solver_key
 
 
 def _embedded(text_encoder: CLIPTextModel, tokens: Array) -> Tokens:

@@ -37,7 +37,7 @@ class Lines(Progress):
             return
         self.said[task_id] = task.description, now
         done = f" {task.completed:g}/{task.total:g}" if task.total else ""
-        self.console.print(f"{task.description.strip()}{done}", highlight=False, soft_wrap=True)
+        self.console.print(f"{task.description.strip()}{done}", markup=False, highlight=False, soft_wrap=True)
 
 
 def progress(*, transient: bool = True, width: int = 0) -> Progress:
@@ -54,5 +54,5 @@ def working(what: str) -> AbstractContextManager[Any]:
     console = Console(stderr=True)
     if console.is_terminal:
         return console.status(what)
-    console.print(what, highlight=False, soft_wrap=True)
+    console.print(what, markup=False, highlight=False, soft_wrap=True)
     return nullcontext()

@@ -122,8 +122,8 @@ def sample_parts(
     steps = ts.size - 1
     parts = math.ceil(steps / size)
     filled = np.pad(np.asarray(ts), (0, parts * size - steps), mode="edge")
-    keys = jr.split(key, parts * size)  # the first keys do not depend on how many there are
-    carry, before = (x, solver.init(x)), None
+    carry, keys = _begin(solver, x, key, parts * size)  # the first keys do not depend on how many there are
+    before = None
     for i in range(0, parts * size, size):
         places = np.minimum(np.arange(i, i + size + 1), steps)
         part = None if constraint is None else constraint._replace(path=constraint.path[places])
@@ -133,6 +133,11 @@ def sample_parts(
         before = carry[0]
     assert before is not None
     yield before
+
+
+@partial(jax.jit, static_argnames="steps")
+def _begin(solver, x, key, steps):
+    return (x, solver.init(x)), jr.split(key, steps)
 
 
 @jax.jit
