@@ -5,19 +5,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import diffusers
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 import torch
+from jax.tree_util import Partial
 from PIL import Image
 
-from sd_port.edits.inpaint import InpaintConfig, inpaint
+from sd_port.edits.inpaint import InpaintConfig, _fill, inpaint
 from sd_port.pipeline import StableDiffusion
 from tests.sd_port import tiny
 from tests.sd_port.pipelines import theirs
 from tests.sd_port.seascapes import noise
 from tests.sd_port.torch_models import SMALL_UNET, distance, to_nchw, torch_unet
-from tests.tolerances import PIPELINE
+from tests.tolerances import PIPELINE, STANDARD_ERRORS
+from theory.solvers import DDIM
 
 pytestmark = pytest.mark.hasty
 
@@ -30,7 +33,7 @@ def test_pixels_outside_are_those_that_came_in(method, order):
     """And those inside are new, other for another seed, whatever was there before."""
     pipe, pictures = StableDiffusion.load(tiny.folder()), noise(2, 61, 64)
     masks = np.zeros((2, 61, 64), np.float32)
-    masks[0, 30:, :40], masks[1, :20] = 1, 1
+    masks[0, 30:, :40], masks[1, 9, 13] = 1, 1  # one pixel: its cell is made anew whole
     config = replace(QUICK, method=method, order=order)
 
     def filled(pictures, seed):
@@ -41,6 +44,30 @@ def test_pixels_outside_are_those_that_came_in(method, order):
     np.testing.assert_array_equal(found[~inside], pictures[~inside])
     assert np.abs(found - pictures)[inside].mean() > 0.01
     assert np.abs(filled(pictures, 1) - found)[inside].mean() > 1e-3
+
+
+def test_the_first_step_sees_what_is_held():
+    """Cells all of one number, of which only its law N(0, 1) is known: the exact prediction fills in that number.
+
+    To the error of its mean over noised cells, sigma / alpha / sqrt(n): the one step must see the picture's own path.
+    """
+    x0, t, count = np.full((1, 16, 16, 4), 0.8, np.float32), 0.5, 16 * 16 * 4
+    schedule = StableDiffusion.load(tiny.folder()).schedule
+    mask = np.zeros((1, 16, 16, 1), np.float32)
+    mask[0, 5, 7] = 1
+
+    def eps_fn(x, t):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        number = alpha * x.sum() / (count * alpha**2 + sigma**2)
+        return (x - alpha * number) / sigma
+
+    ts = jnp.array([t, 0.0], jnp.float32)
+    given = Partial(eps_fn), jnp.asarray(x0), ts, jr.key(0), jnp.asarray(mask)
+    filled = np.asarray(_fill(DDIM(schedule, 0.0), *given, held=True))
+    np.testing.assert_array_equal(filled[0, :5], x0[0, :5])
+    signal = np.prod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000)[:500] ** 2)  # alpha²
+    error = ((1 - signal) / signal / count) ** 0.5
+    assert np.abs(filled[0, 5, 7] - 0.8).max() < STANDARD_ERRORS * error < 0.4
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
