@@ -14,6 +14,8 @@ from sd_port.models.layers import LoRA
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.lora_files import read_lora, write_lora
+from tests import tolerances
+from tests.cases import assert_close
 from tests.sd_port import tiny
 from theory.compilations import traces
 
@@ -43,8 +45,11 @@ def draws(key, shape: tuple[int, ...]):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.hasty
-def test_against_torch(pipe, pictures, tmp_path):
-    """Four steps of torch's AdamW on diffusers' UNet, from the same adapters, latents, timesteps and noise."""
+def test_against_torch(pipe, pictures, tmp_path, monkeypatch):
+    """Four steps of torch's AdamW on diffusers' UNet, from the same adapters, latents, timesteps and noise.
+
+    In two parts, as more steps are taken. The losses agree, by which half a timestep shows, and the changes.
+    """
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -59,18 +64,22 @@ def test_against_torch(pipe, pictures, tmp_path):
     optimizer = torch.optim.AdamW(trained.values(), lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
     context = torch.from_numpy(np.array(pipe.embed([PROMPT]))).repeat(2, 1, 1)
     mean, std = map(np.asarray, pipe.posterior(jnp.asarray(pictures[:1])))
+    losses, told = [], []
     for i in range(STEPS):
         latent, noise, timestep = draws(jr.fold_in(key, i), (2, *mean.shape[1:]))
         x0, eps = to_nchw(mean + std * np.asarray(latent)), to_nchw(noise)
         timestep = torch.from_numpy(np.array(timestep))
         x = theirs.scheduler.add_noise(x0, eps, timestep)
         loss = torch.mean((theirs.unet(x, timestep, encoder_hidden_states=context).sample - eps) ** 2)
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     pipe.unload_lora()
-    train_lora(pipe, pictures[0], PROMPT, CONFIG, key=key)
+    monkeypatch.setattr("sd_port.lora.PART", STEPS // 2)
+    train_lora(pipe, pictures[0], PROMPT, CONFIG, key=key, progress=lambda *done: told.append(done[-1]))
+    assert_close(told, np.reshape(losses, (2, -1)).mean(axis=1), tolerances.PARITY_32)
     write_lora(tmp_path / "after.safetensors", unet=pipe.unet)
     theirs_after = {name: p.detach().numpy() for name, p in trained.items()}
     before, after = read_lora(tmp_path / "before.safetensors"), read_lora(tmp_path / "after.safetensors")
