@@ -139,6 +139,27 @@ def test_the_mask_finds_what_is_to_change():
         difference_mask(nano, pictures, [BEFORE] * N, [BEFORE] * N, key=jr.key(0))
 
 
+def test_differences_against_torch(pipe, pictures, theirs):
+    """Where the two prompts differ, over four draws of noise, all other ones: DiffEdit's Sec. 3.2 in torch."""
+    draws = 4
+    null, before, after = (torch.from_numpy(np.array(pipe.embed([text]))) for text in ("", BEFORE, AFTER))
+    eps = [predictor(theirs.unet, null, text, 1.0) for text in (before, after)]
+    x0, signal = np.asarray(encode(pipe, pictures)), theirs.scheduler.alphas_cumprod[499]  # t = 1/2
+    heat = 0
+    with torch.no_grad():
+        for key in jr.split(KEY, draws):
+            noise = to_nchw(jr.normal(key, x0.shape, "float32"))[:1]
+            x = signal**0.5 * to_nchw(x0[:1]) + (1 - signal) ** 0.5 * noise
+            heat = heat + (eps[0](x, 499) - eps[1](x, 499)).abs().mean(1).numpy()[0] / draws
+    expected = np.minimum(heat / (3 * heat.mean()), 1)
+    given = pipe, pictures, [BEFORE] * 2, [AFTER] * 2
+    found = difference_mask(*given, key=KEY, draws=draws)
+    assert distance(found.heat[0], expected) < PIPELINE
+    np.testing.assert_array_equal(found.mask[0], (found.heat[0] > 0.5).repeat(4, 0).repeat(4, 1))
+    other = difference_mask(*given, key=jr.key(2), draws=draws)
+    assert distance(other.heat[0], expected) > 10 * PIPELINE
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
