@@ -106,6 +106,8 @@ def test_points_from_a_file_and_frames(capsys):
     for name in ("prompt.json", "edited.json"):
         main(["drag", "sea.png", "--edit", name, *published[:2], *DRAG[6:], "--out", f"{name}.png"])
         np.testing.assert_array_equal(read_image(f"{name}.png"), read_image("edited.png"))
+    Path("prompt.json").write_text(json.dumps({"source": [[20, 40]], "target": [[31, 40]], "prompt": ""}))
+    assert "prompt.json has changed since" in refused(capsys, "replay", "prompt.json.json")
 
 
 def test_adapters_on_the_way_and_in_a_file(capsys):
@@ -120,6 +122,8 @@ def test_adapters_on_the_way_and_in_a_file(capsys):
     assert "lora.safetensors: exists already" in refused(capsys, "lora", "sea.png")
     both = ("--lora", "lora.safetensors", "--lora-steps", "3", "--out", "both.png")
     assert "give one of the two" in refused(capsys, "drag", "sea.png", *DRAG, *both)
+    Path("lora.safetensors").write_bytes(b"other")
+    assert "lora.safetensors has changed since" in refused(capsys, "replay", "loaded.json")
 
 
 def folder_of_pictures() -> list[np.ndarray]:
