@@ -15,5 +15,6 @@ THEOREM = 1e-9  # Theorem 3.1 on the line: quadrature in space to 1e-11, in time
 THEOREM_PLANE = 1e-8  # the same in the plane, with 51 points per axis and Gaussian
 HEAT = 1e-3  # second order in 1/200 cells and 1/100 steps, extrapolated; the Fisher divergence weighs the tails
 HEAT_GOLDEN = 5e-4  # published digits were good to 3e-4, the grid of the tests is to 1e-4
+ROUNDING_16 = 1e-3  # what is kept as float16 is rounded to 5e-4
 PARITY_16 = 2e-2  # networks of some fifty layers in bfloat16 (8 bits) against float32
 PIPELINE = 1e-3  # twenty guided steps: guidance enlarges the 1e-6 of a network call, and the steps add up

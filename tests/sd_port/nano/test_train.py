@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -15,11 +16,15 @@ from sd_port.images import to_pil
 from sd_port.nano import data
 from sd_port.nano import train as training
 from sd_port.nano.captions import captions
-from sd_port.nano.data import drawn, from_folder
+from sd_port.nano.data import Pictures, drawn, from_folder
+from sd_port.nano.devices import all_devices
 from sd_port.nano.scenes import render
-from sd_port.nano.train import main, read_config
+from sd_port.nano.train import encoded, main, read_config
 from sd_port.pipeline import StableDiffusion
 from sd_port.weights.read import digest
+from tests import tolerances
+from tests.cases import assert_close
+from tests.sd_port import tiny
 from tests.sd_port.seascapes import drawn as drawn_scenes
 
 pytestmark = pytest.mark.hasty
@@ -236,6 +241,20 @@ def test_from_drawn_scenes_to_a_model(tmp_path, untrained):
         assert latents["mean"].shape == (8, 8, 8, 4) and latents["tokens"].shape == (8, 4, 40)
         np.testing.assert_array_equal(untrained["UNet"][1].latents.mean, latents["mean"])
     assert StableDiffusion.load(tmp_path / "model").unet.config.sample_size == 8
+
+
+def test_pictures_are_encoded_chunk_by_chunk():
+    """Eleven, the last three in a chunk that is not full, as all at once by the pipeline; fewer captions come again."""
+    pipe = StableDiffusion.load(tiny.folder())
+    images = np.random.default_rng(0).integers(256, size=(11, 16, 16, 3), dtype=np.uint8)
+    texts = [["a sea"], *(["a red boat", f"{i} boats"] for i in range(10))]
+    found = encoded(pipe.vae, pipe.tokenizer, Pictures(images, texts), all_devices())
+    for actual, expected in zip(found[:2], pipe.posterior(jnp.asarray(images, jnp.float32) / 255), strict=True):
+        assert_close(actual, expected, tolerances.ROUNDING_16)
+    tokens = pipe.tokenizer([texts[0][0] if i == 0 else texts[i][j] for i in range(11) for j in range(2)])
+    np.testing.assert_array_equal(found.tokens.reshape(22, -1), tokens)
+    with pytest.raises(AssertionError):
+        assert_close(found.mean[8:], found.mean[:3], tolerances.ROUNDING_16)
 
 
 def test_drawn_pictures_do_not_depend_on_their_number():
