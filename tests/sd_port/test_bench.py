@@ -302,7 +302,7 @@ def test_options_reach_the_drag(tmp_path, monkeypatch):
     assert asked == Dragging(expected, LoRAConfig(16, 2, 1e-3, 4), 0, "float32")
     assert command.folder == Path("DIR") and command.limit == 4
     drag_diffusion(Path("DIR"), meta(points=POINTS * 5), file="meta_data_region.pkl")
-    assert [len(item.source) for item in command.read_items()] == [10]
+    assert [len(item.source) for item in running.read_items(command)] == [10]
     assert BenchCommand(folder=Path("DIR")).check() == Dragging(PRESETS["nano"], None, 0, "float32")
     assert BenchCommand(folder=Path("DIR"), model="other").check().config == PRESETS["paper"]
 
