@@ -8,7 +8,10 @@ import jax.random as jr
 import matplotlib.text
 import numpy as np
 import pytest
+import scipy.stats
 
+from tests import tolerances
+from tests.cases import assert_close
 from theory.divergences import gaussian_kl
 from theory.editing import edit
 from theory.mixtures import from_covariances, gaussian, noise_fn
@@ -76,6 +79,13 @@ def test_published_weights():
     """.8413 and .5399, exactly, beside the .846 and .542 of the published figure."""
     upper = tiny("priors").upper
     np.testing.assert_allclose(upper[:2, 1], [0.841344746069, 0.539934251171], rtol=1e-9)
+
+
+def test_weights_under_the_ode_are_masses_above_0():
+    """Of every start: the symmetric p_T, N(1/2, 1/4), 0.8 N(-0.8, 0.25²) + 0.2 N(1, 0.15²), uniform on [-0.4, 1.6]."""
+    two = np.array([0.8, 0.2]) @ scipy.stats.norm.sf(0, [-0.8, 1.0], [0.25, 0.15])
+    expected = [0.5, scipy.stats.norm.sf(0, 0.5, 0.5), two, 0.8]
+    assert_close(tiny("priors").upper[0], expected, tolerances.IDENTITY)
 
 
 def test_densities_integrate_to_one():
