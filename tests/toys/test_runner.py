@@ -47,7 +47,7 @@ def alive(group: int) -> bool:
 
 
 def interrupted(process: subprocess.Popen[str]) -> bool:
-    """Ctrl-C, as a terminal sends it to all of a group; Python loses one that falls into a callback of its collector."""
+    """By Ctrl-C, which a terminal sends to all of a group; Python may lose one, in a callback of its collector."""
     os.killpg(process.pid, signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)
