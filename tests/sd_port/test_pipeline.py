@@ -272,3 +272,18 @@ def test_parts_equal_the_whole():
     assert len(parts) == 2
     np.testing.assert_allclose(parts[-1], whole, atol=1e-4)
     np.testing.assert_allclose(parts[0], path[4], atol=1e-4)
+
+
+def test_the_images_of_one_prompt_follow_one_another(monkeypatch):
+    """Of two prompts, two images each: the texts that are asked for, in the order of the images."""
+
+    class AskedError(Exception):
+        pass
+
+    def embed(self, prompts, lora_scale):
+        raise AskedError(*prompts)
+
+    monkeypatch.setattr(StableDiffusion, "embed", embed)
+    with pytest.raises(AskedError) as asked:
+        ours().generate(["a boat", "a sun"], key=jr.key(0), batch=2)
+    assert asked.value.args == ("a boat", "a boat", "a sun", "a sun")
