@@ -96,3 +96,4 @@ def test_checks_fail_on_nan_and_on_excess():
     assert not at_most("", "", math.nan, 1.0).passed
     assert not at_most("", "", 1.0 + 1e-9, 1.0).passed
     assert at_most("", "", np.float64(1.0), 1.0).passed
+    assert at_most("", "", -2.0, -1.0).passed and not at_most("", "", -0.5, -1.0).passed
