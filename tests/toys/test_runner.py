@@ -35,6 +35,7 @@ def start(tmp_path):
     for process in started:
         if alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def alive(group: int) -> bool:

@@ -1,5 +1,6 @@
 """python -m tests.toys.trivial OUT [--tiny]"""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ SUITE = runner.Suite("tests.toys.trivial", NAMES, "Trivial", "# Trivial\n", ("to
 
 
 def main() -> None:
-    """Exit code 130 where it is interrupted."""
+    """Exit code 130 where it is interrupted, also if a shell started it in the background, with interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         runner.run(SUITE, runner.Options(Path(sys.argv[1]), NAMES, tiny="--tiny" in sys.argv))
     except KeyboardInterrupt:
