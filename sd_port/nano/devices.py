@@ -18,8 +18,9 @@ def split_cpu(devices: int) -> None:
     threads wait for each other in small products, and a quarter more than two devices with two threads.
     """
     count = min(devices, os.cpu_count() or 1)
-    with suppress(RuntimeError):  # devices that are in use already stay as they are
-        jax.config.update("jax_num_cpu_devices", count)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):  # the user's number stands
+        with suppress(RuntimeError):  # devices that are in use already stay as they are
+            jax.config.update("jax_num_cpu_devices", count)
     set_flags(ONE_THREAD)
 
 
