@@ -131,8 +131,6 @@ def _text_kv(graph, batch, weights, texts, lora_scale) -> tuple[UNetKV, UNetKV |
 
 def as_float32(scale: Any) -> Any:
     """The leaves as float32; numbers stay in NumPy, for which nothing is compiled."""
-
-    def cast(leaf: ArrayLike) -> jax.Array | np.ndarray:
-        return leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float32)
-
-    return jax.tree.map(cast, scale)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float32), scale
+    )

@@ -1,5 +1,6 @@
 """Strict numerics for every test: float64, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
+import gc
 import os
 import sys
 from importlib.abc import MetaPathFinder
@@ -41,6 +42,14 @@ class NotInstalled(MetaPathFinder):
 
 if "WITHOUT_PEERS" in os.environ:  # said by every_python.py alone: elsewhere one that is missing is an error
     sys.meta_path.append(NotInstalled())
+
+
+def pytest_collection_finish():
+    """Python's collector, left alone, looks at all that is loaded again and again: a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1_000)
+
 
 MAPS = Path("/proc/self/maps")
 

@@ -163,21 +163,16 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """One pass over x: per-channel sums, then everything is a multiply-add by channel."""
         batch, channels = x.shape[0], x.shape[-1]
+        width = channels // self.groups
         pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
-        size = pixels.shape[1] * (channels // self.groups)
-
-        def per_group(sums: Array) -> Array:
-            return sums.reshape(batch, self.groups, -1).sum(-1) / size
-
-        mean = per_group(pixels.sum(1))
-        variance = jnp.maximum(per_group((pixels * pixels).sum(1)) - mean**2, 0)
-        inverse = jax.lax.rsqrt(variance + self.eps)
-
-        def per_channel(groups: Array) -> Array:
-            return jnp.repeat(groups, channels // self.groups, axis=1)
-
-        slope = per_channel(inverse) * self.scale[...].astype(jnp.float32)[None]
-        offset = self.bias[...].astype(jnp.float32)[None] - per_channel(mean) * slope
+        mean, square = (
+            sums.reshape(batch, self.groups, width).sum(-1) / (pixels.shape[1] * width)
+            for sums in (pixels.sum(1), (pixels * pixels).sum(1))
+        )
+        inverse = jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.eps)
+        mean, inverse = (jnp.repeat(of_groups, width, axis=1) for of_groups in (mean, inverse))
+        slope = inverse * self.scale[...].astype(jnp.float32)[None]
+        offset = self.bias[...].astype(jnp.float32)[None] - mean * slope
         return (pixels * slope[:, None] + offset[:, None]).reshape(x.shape).astype(self.dtype)
 
 

@@ -61,7 +61,7 @@ class Caption(NamedTuple):
 def captions(scenes: Scene, key: PRNGKey) -> list[Caption]:
     """One caption for each of n scenes; the same key gives the same ones."""
     rng = np.random.default_rng(np.asarray(jr.key_data(key)))
-    return [_caption(scene, rng) for scene in each(scenes)]
+    return [_Writer(scene, rng).write() for scene in each(scenes)]
 
 
 def caption(scene: Scene, key: PRNGKey) -> Caption:
@@ -125,77 +125,89 @@ def holds(claims: dict[str, str], scene: Scene) -> dict[str, bool]:
     return {name: right(name, value) for name, value in claims.items()}
 
 
-def _caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    true, claims = facts(scene), {}
-    places = rng.random() < 0.4
+class _Writer:
+    """Words for one scene, and what they claim of it."""
 
-    def some(chance: float) -> bool:
-        return bool(rng.random() < chance)
+    def __init__(self, scene: Scene, rng: np.random.Generator):
+        self.true, self.rng = facts(scene), rng
+        self.claims: dict[str, str] = {}
+        self.places = rng.random() < 0.4
 
-    def pick(words) -> str:
-        return str(rng.choice(words))
+    def some(self, chance: float) -> bool:
+        return bool(self.rng.random() < chance)
 
-    def state(name: str, chance: float = 0.5) -> str | None:
+    def pick(self, words) -> str:
+        return str(self.rng.choice(words))
+
+    def state(self, name: str, chance: float = 0.5) -> str | None:
         """The value of a fact if it is to be mentioned, which is a claim then."""
-        if name not in true or not some(chance):
+        if name not in self.true or not self.some(chance):
             return None
-        claims[name] = true[name]
-        return true[name]
+        self.claims[name] = self.true[name]
+        return self.true[name]
 
-    def adjective(name: str) -> list[str]:
-        value = state(name)
-        return [] if value is None else [pick(WORDS.get(value, (value,)))]
+    def adjective(self, name: str) -> list[str]:
+        value = self.state(name)
+        return [] if value is None else [self.pick(WORDS.get(value, (value,)))]
 
-    def place(name: str) -> str:
-        side = state(name, 0.6) if places else None
-        return "" if side is None else " " + pick(AT[side])
+    def place(self, name: str) -> str:
+        side = self.state(name, 0.6) if self.places else None
+        return "" if side is None else " " + self.pick(AT[side])
 
-    def boat() -> str:
-        claims["boat"] = "yes"
-        size, hull, sail = adjective("boat_size"), state("hull", 0.6), state("sail", 0.6)
-        if hull is not None and some(0.3):
+    def boat(self) -> str:
+        self.claims["boat"] = "yes"
+        size, hull, sail = self.adjective("boat_size"), self.state("hull", 0.6), self.state("sail", 0.6)
+        if hull is not None and self.some(0.3):
             sails = f" and {sail} sails" if sail else ""
-            return _noun([*size, pick(BOATS)]) + f" with a {hull} hull" + sails
-        return _noun([*size, *([hull] if hull else []), pick(BOATS)]) + (f" with {sail} sails" if sail else "")
+            return _noun([*size, self.pick(BOATS)]) + f" with a {hull} hull" + sails
+        return _noun([*size, *([hull] if hull else []), self.pick(BOATS)]) + (f" with {sail} sails" if sail else "")
 
-    def island() -> str:
-        claims["island"] = "yes"
-        return _noun([*adjective("island_height"), "island"])
+    def island(self) -> str:
+        self.claims["island"] = "yes"
+        return _noun([*self.adjective("island_height"), "island"])
 
-    def sun() -> str:
-        height = [] if true["sun_height"] == "middle" else adjective("sun_height") if some(0.5) else []
+    def sun(self) -> str:
+        middle = self.true["sun_height"] == "middle"
+        height = [] if middle else self.adjective("sun_height") if self.some(0.5) else []
         height = ["low" if word == "flat" else word for word in height]
-        return _noun([*height, *adjective("sun_size"), *adjective("sun"), "sun"]) + place("sun_side")
+        words = [*height, *self.adjective("sun_size"), *self.adjective("sun"), "sun"]
+        return _noun(words) + self.place("sun_side")
 
-    things, ends = [], []
-    with_boat, with_island = true["boat"] == "yes" and some(0.9), true["island"] == "yes" and some(0.8)
-    if with_boat and with_island and places and "boat_of_island" in true and some(0.6):
-        side = true["boat_of_island"]
-        claims["boat_of_island"] = side
-        things.append(f"{boat()} {pick(LEFT_OF[side])} {island()}")
-    else:
-        things += [boat() + place("boat_side")] if with_boat else []
-        things += [island() + place("island_side")] if with_island else []
-        rng.shuffle(things)
-    if true["boat"] == "no" and true["island"] == "no" and some(0.6):
-        claims |= {"boat": "no", "island": "no"}
-        things.append(pick(EMPTY))
-    else:
-        ends += ["no boat"] if true["boat"] == "no" and state("boat", 0.5) else []
-        ends += ["no island"] if true["island"] == "no" and state("island", 0.5) else []
-    text = " and ".join(things) if len(things) < 3 else ", ".join(things)
-    if some(0.75) or not things:
-        light = sun()
-        text = light if not things else f"{text} {pick(UNDER)} {light}" if some(0.6) else f"{light} over {text}"
-    if some(0.4):
-        value = "some" if true["clouds"] != "0" and some(0.5) else true["clouds"]
-        claims["clouds"] = value
-        ends.append(pick(SKIES[value]))
-    if "sun_height" not in claims and some(0.35):
-        claims["sun_height"] = true["sun_height"]
-        ends.append(pick(TIMES[true["sun_height"]]))
-    rng.shuffle(ends)
-    return Caption(", ".join([text, *ends]), claims)
+    def things(self) -> list[str]:
+        """The boat and the island, in words that place one by the other or both in the picture."""
+        true = self.true
+        boat, island = true["boat"] == "yes" and self.some(0.9), true["island"] == "yes" and self.some(0.8)
+        if boat and island and self.places and "boat_of_island" in true and self.some(0.6):
+            side = self.claims["boat_of_island"] = true["boat_of_island"]
+            return [f"{self.boat()} {self.pick(LEFT_OF[side])} {self.island()}"]
+        things = [self.boat() + self.place("boat_side")] if boat else []
+        things += [self.island() + self.place("island_side")] if island else []
+        self.rng.shuffle(things)
+        return things
+
+    def write(self) -> Caption:
+        true, claims = self.true, self.claims
+        things, ends = self.things(), []
+        if true["boat"] == "no" and true["island"] == "no" and self.some(0.6):
+            claims |= {"boat": "no", "island": "no"}
+            things.append(self.pick(EMPTY))
+        else:
+            ends += ["no boat"] if true["boat"] == "no" and self.state("boat", 0.5) else []
+            ends += ["no island"] if true["island"] == "no" and self.state("island", 0.5) else []
+        text = " and ".join(things) if len(things) < 3 else ", ".join(things)
+        if self.some(0.75) or not things:
+            light = self.sun()
+            above = things and self.some(0.6)
+            text = f"{text} {self.pick(UNDER)} {light}" if above else f"{light} over {text}" if things else light
+        if self.some(0.4):
+            value = "some" if true["clouds"] != "0" and self.some(0.5) else true["clouds"]
+            claims["clouds"] = value
+            ends.append(self.pick(SKIES[value]))
+        if "sun_height" not in claims and self.some(0.35):
+            claims["sun_height"] = true["sun_height"]
+            ends.append(self.pick(TIMES[true["sun_height"]]))
+        self.rng.shuffle(ends)
+        return Caption(", ".join([text, *ends]), claims)
 
 
 def _noun(words: list[str]) -> str:

@@ -53,11 +53,10 @@ def torch_shape(path: ParameterPath, shape: Shape) -> Shape:
 
 def fits(path: ParameterPath, shape: Shape, held: Shape) -> bool:
     """Whether a tensor of shape `held` can fill the parameter; a 1x1 convolution and a Linear are the same."""
-
-    def bare(shape: Shape) -> Shape:
-        return shape[:2] if path[-1] == "kernel" and shape[2:] == (1, 1) else shape
-
-    return bare(torch_shape(path, shape)) == bare(held)
+    wanted = torch_shape(path, shape)
+    if path[-1] == "kernel":
+        wanted, held = (shape[:2] if shape[2:] == (1, 1) else shape for shape in (wanted, held))
+    return wanted == held
 
 
 def from_torch(path: ParameterPath, shape: Shape, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Small models of diffusers and transformers with random weights, and the same weights in ours."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
+from sd_port.weights.fill import abstract
 
 SMALL_UNET = {
     "sample_size": 16,
@@ -82,9 +81,8 @@ def torch_text(config: dict, seed: int = 0, size: float = 0.1) -> TorchText:
     return shaken(TorchText(TorchTextConfig(**config)), seed, size)
 
 
-def copied(build: Callable[[], nnx.Module], torch_model: torch.nn.Module) -> nnx.Module:
-    """Ours with the weights of torch's, by the plainest rule: same path, transposed kernels."""
-    model = nnx.eval_shape(build)
+def copied(model: nnx.Module, torch_model: torch.nn.Module) -> nnx.Module:
+    """`model`, of shapes alone, with the weights of torch's, by the plainest rule: same path, transposed kernels."""
     theirs = {name: value.detach().numpy() for name, value in torch_model.state_dict().items()}
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     for path, variable in state:
@@ -102,15 +100,15 @@ def copied(build: Callable[[], nnx.Module], torch_model: torch.nn.Module) -> nnx
 
 
 def unet_like(torch_model: TorchUNet, config: dict, **policy) -> UNet:
-    return copied(lambda: UNet(UNetConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
+    return copied(abstract(UNet, UNetConfig.from_json(config), **policy), torch_model)
 
 
 def vae_like(torch_model: TorchVAE, config: dict, **policy) -> AutoencoderKL:
-    return copied(lambda: AutoencoderKL(VAEConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
+    return copied(abstract(AutoencoderKL, VAEConfig.from_json(config), **policy), torch_model)
 
 
 def text_like(torch_model: TorchText, config: dict, **policy) -> CLIPTextModel:
-    return copied(lambda: CLIPTextModel(CLIPTextConfig.from_json(config), rngs=nnx.Rngs(0), **policy), torch_model)
+    return copied(abstract(CLIPTextModel, CLIPTextConfig.from_json(config), **policy), torch_model)
 
 
 def to_nchw(x) -> torch.Tensor:
