@@ -1,7 +1,6 @@
 """Scenes that no training saw, with captions, as pictures, and through the autoencoder."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,8 +30,11 @@ def fresh(seed: int, n: int, size: int = SIZE) -> Fresh:
     """n scenes that the seed decides, as pictures `size` pixels wide."""
     draw_key, caption_key = jr.split(jr.key(FRESH + seed))
     scene = scenes.draw(draw_key, n)
-    images = np.asarray(jax.jit(partial(scenes.render, size=size))(scene))
+    images = np.asarray(_paint(scene, size))
     return Fresh(jax.tree.map(np.asarray, scene), images, captions(scene, caption_key))
+
+
+_paint = jax.jit(scenes.render, static_argnums=1)
 
 
 def size_of(pipe: StableDiffusion) -> int:

@@ -29,6 +29,7 @@ def test_table():
     more = table([Row("c", 1.02, exact=1.0, tolerance=0.05), Row("d", 9.0, 0.1, 1.0, biased=True)]).splitlines()
     assert more[2] == "| c | 1.02 |  | 1 | +2.0% |  |" and more[3] == "| d | 9 | 0.1 | 1 | biased |  |"
     assert lines[2] == "| a | 0.5 | 0.1 | 0.3 | +2.0 errors | why |" and lines[3] == "| b | 2 |  |  |  |  |"
+    assert table([Row("e", 1.0, exact=1.0)]).splitlines()[2] == "| e | 1 |  | 1 |  |  |"
 
 
 def arrays() -> priors.Arrays:

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.toys.trivial import first
+from tests.toys.trivial.__main__ import SUITE
 from tests.toys.trivial.first import SIGNS
+from toys import runner, store
 
 
 @pytest.fixture
@@ -84,3 +87,26 @@ def test_each_is_made_by_a_process_of_its_own(start, tmp_path):
     assert whole.pid not in made_by
     kinds = {f"{name}.{kind}" for name in ("first", "second") for kind in ("npz", "pdf", "png")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*kinds, "results.md"}
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_arrays_of_another_version_have_no_table(tmp_path, monkeypatch, another):
+    """Tables are of all arrays that are there: those of other sources may have any shape, those of the same may not."""
+
+    def rows(arrays):
+        raise IndexError("of another shape")
+
+    SUITE.experiment("second")  # it has the rows of the first from here on
+    monkeypatch.setattr(first, "rows", rows)
+    monkeypatch.setenv(SIGNS, str(tmp_path))
+    made_by = SUITE.made_by("first", tiny=True)
+    store.save(tmp_path / "first.npz", {"process": np.asarray(1)}, made_by | ({"sources": "x"} if another else {}))
+    options = runner.Options(tmp_path, ("second",), tiny=True)
+    if another:
+        runner.run(SUITE, options)
+        first_part, second_part = (tmp_path / "results.md").read_text().split("## ")[1:]
+        assert "made before, and otherwise\n\nOf another version: make it again." in first_part
+        assert "made before" not in second_part
+    else:
+        with pytest.raises(IndexError):
+            runner.run(SUITE, options)

@@ -36,7 +36,9 @@ def run(config: Config, title: str = TITLE) -> Arrays:
 
 
 def plot(arrays: Arrays) -> Figure:
-    return figure(1.0)
+    made = figure(1.0)
+    made.subplots()
+    return made
 
 
 def rows(arrays: Arrays) -> list[Row]:
