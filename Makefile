@@ -28,7 +28,8 @@ lint: .venv/test
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-# Modules are compiled to bytecode when they are first loaded: most of what is installed never is.
+# Modules are compiled to bytecode when they are first loaded, and kept so: most of what is installed never is.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .venv/demo: $(BIN)/python pyproject.toml constraints.txt

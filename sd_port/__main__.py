@@ -12,7 +12,7 @@ from sd_port.commands.lora import LoraCommand
 from sd_port.commands.models import Models
 from sd_port.commands.replay import EDITS, Replay
 from sd_port.experiments.command import ExperimentsCommand
-from theory.compilations import LITTLE_MEMORY, set_flags
+from theory.compilations import LITTLE_MEMORY, collect_rarely, set_flags
 
 COMMANDS = {
     "generate": Generate,
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     set_flags(LITTLE_MEMORY)
+    collect_rarely()
     warnings.showwarning = lambda message, *_: print(f"sd-edit: {message}", file=sys.stderr)
     try:
         command.run()

@@ -1,6 +1,5 @@
 """Strict numerics for every test: float64, no silent rank promotion; warnings are errors (pyproject.toml)."""
 
-import gc
 import os
 import sys
 from importlib.abc import MetaPathFinder
@@ -10,14 +9,23 @@ import hypothesis
 import jax
 import pytest
 
-from theory.compilations import OLD_EMITTERS, compile_hastily, keep_compilations, set_flags
+from theory.compilations import (
+    LITTLE_MEMORY,
+    OLD_EMITTERS,
+    collect_rarely,
+    compile_hastily,
+    keep_compilations,
+    set_flags,
+)
 
 # There is a worker for every core: more threads of torch's would wait for one another, which it does by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Small float64 programs compile in two thirds of the time. Flags are read with the first device: what commands set
-# later is for processes of their own.
-set_flags(OLD_EMITTERS)
+# As all commands do. Flags are read with the first device; what is set later only changes the names under which
+# compiled programs are kept, so that they are not found again.
+collect_rarely()
+set_flags(OLD_EMITTERS, LITTLE_MEMORY)
+FLAGS = os.environ["XLA_FLAGS"]
 jax.config.update("jax_enable_x64", True)
 jax.devices()
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,19 +52,16 @@ if "WITHOUT_PEERS" in os.environ:  # said by every_python.py alone: elsewhere on
     sys.meta_path.append(NotInstalled())
 
 
-def pytest_collection_finish():
-    """Python's collector, left alone, looks at all that is loaded again and again: a tenth of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1_000)
-
-
 MAPS = Path("/proc/self/maps")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Tests marked `hasty` compile in haste, their fixtures too: where compiling takes longer than what is compiled."""
+    """Tests marked `hasty` compile in haste, their fixtures too: where compiling takes longer than what is compiled.
+
+    Kept programs have the same names whichever test ran before.
+    """
+    os.environ["XLA_FLAGS"] = FLAGS
     compile_hastily(item.get_closest_marker("hasty") is not None)
 
 

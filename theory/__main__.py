@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from theory.compilations import OLD_EMITTERS, set_flags, stay_on_cpu
+from theory.compilations import OLD_EMITTERS, collect_rarely, set_flags, stay_on_cpu
 from theory.components import Components, components
 from theory.contents import CONTROLS, STATEMENTS
 
@@ -61,6 +61,7 @@ def run(args: Args) -> int:
     given = {"target": args.target, "start": args.start}
     laws = {name: read_law(f"--{name}", text) for name, text in given.items() if text}
     set_flags(OLD_EMITTERS)
+    collect_rarely()
     stay_on_cpu()
     from theory.command import verify  # loads what computes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from theory.compilations import OLD_EMITTERS, compile_hastily, keep_compilations, set_flags, stay_on_cpu
+from theory.compilations import OLD_EMITTERS, collect_rarely, compile_hastily, keep_compilations, set_flags, stay_on_cpu
 from toys import runner
 from toys.runner import Options, Suite
 
@@ -15,8 +15,9 @@ EXPERIMENTS = ("priors", "kl", "plane", "learned", "steps", "drag")  # modules o
 
 
 def prepare(tiny: bool) -> None:
-    """Sets up this process: float64, and how programs are compiled and kept."""
+    """Sets up this process: float64, and how programs are traced, compiled and kept."""
     set_flags(OLD_EMITTERS)
+    collect_rarely()
     import jax  # here, so that options are checked before it is loaded
 
     jax.config.update("jax_enable_x64", True)

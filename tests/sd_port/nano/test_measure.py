@@ -84,6 +84,7 @@ def perfect(monkeypatch, tmp_path):
     def seen(images, read):
         return [np.asarray(getattr(read.scene, f"{part}_presence") > 0.5, int) for part in ("boat", "island")]
 
+    monkeypatch.setattr(measure, "split_cpu", lambda count: None)
     monkeypatch.setattr(quality, "counts", seen)
     for name, stub in (("generated", generated), ("through_autoencoder", nothing_lost), ("read_out", read)):
         monkeypatch.setattr(measure, name, stub)
