@@ -1,5 +1,6 @@
 """The names of single files, against diffusers' own converters, at full size and small."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -37,11 +38,14 @@ def keys_of(model, config) -> list[str]:
     return list(shapes_of(model, config))
 
 
-def to_ldm_vae(key: str, config: VAEConfig) -> str:
-    """The key in a file of the LDM repository, whose attention has names of its own."""
-    for ours, theirs in ATTENTION.items():
-        key = key.replace(f"attentions.0.{ours}.", f"attentions.0.{theirs}.")
-    return ldm.rename(key, ldm.vae_table(config))
+def to_ldm_vae(keys: Iterable[str], config: VAEConfig) -> list[str]:
+    """The keys in a file of the LDM repository, whose attention has names of its own."""
+    table, theirs = ldm.vae_table(config), []
+    for key in keys:
+        for name, old in ATTENTION.items():
+            key = key.replace(f"attentions.0.{name}.", f"attentions.0.{old}.")
+        theirs.append(ldm.rename(key, table))
+    return theirs
 
 
 def numbered(keys) -> dict[str, torch.Tensor]:
@@ -71,7 +75,8 @@ def test_unet_names_against_diffusers(raw):
 def test_vae_names_against_diffusers(raw):
     config = VAEConfig.from_json(raw)
     values = numbered(keys_of(AutoencoderKL, config))
-    file = {"first_stage_model." + to_ldm_vae(key, config): value for key, value in values.items()}
+    theirs = to_ldm_vae(values, config)
+    file = {"first_stage_model." + key: value for key, value in zip(theirs, values.values(), strict=True)}
     assert len(file) == len(values)
     assert same_numbers(convert_ldm_vae_checkpoint(file, raw), values)
 
@@ -83,7 +88,8 @@ def test_vae_names_against_diffusers(raw):
 def test_names_that_everybody_knows():
     """Keys read in published files of SD 1.x."""
     config = UNetConfig.from_json(BUILT_IN["SD 1.5"]["unet"])
-    file = {ldm.rename(key, ldm.unet_table(config)) for key in keys_of(UNet, config)}
+    table = ldm.unet_table(config)
+    file = {ldm.rename(key, table) for key in keys_of(UNet, config)}
     assert file >= {
         "time_embed.0.weight",
         "input_blocks.0.0.weight",
@@ -99,7 +105,7 @@ def test_names_that_everybody_knows():
     }
     assert len(file) == 686  # tensors of the UNet
     vae = VAEConfig.from_json(BUILT_IN["SD 1.5"]["vae"])
-    held = {to_ldm_vae(key, vae) for key in keys_of(AutoencoderKL, vae)}
+    held = set(to_ldm_vae(keys_of(AutoencoderKL, vae), vae))
     assert held >= {
         "encoder.down.0.downsample.conv.weight",
         "encoder.down.1.block.0.nin_shortcut.weight",
@@ -186,9 +192,9 @@ def single_file() -> dict[str, np.ndarray]:
     unet, vae, text = (arrays(model) for model in torch_models().values())
     table = ldm.unet_table(CONFIGS[0])
     file = {ldm.UNET + ldm.rename(key, table): value for key, value in unet.items()}
-    for key, value in vae.items():
+    for key, theirs, value in zip(vae, to_ldm_vae(vae, CONFIGS[1]), vae.values(), strict=True):
         square = "attentions" in key and value.ndim == 2
-        file["first_stage_model." + to_ldm_vae(key, CONFIGS[1])] = value[..., None, None] if square else value
+        file["first_stage_model." + theirs] = value[..., None, None] if square else value
     file |= {f"{ldm.CLIP}text_model.{key}": value for key, value in text.items()}
     return file
 
