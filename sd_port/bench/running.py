@@ -60,7 +60,7 @@ def read_networks(options: BenchCommand) -> Networks:
     lpips = None
     if options.alexnet is not None and options.lpips is not None:
         lpips = read_lpips(options.alexnet, options.lpips)
-    return Networks(None if options.features is None else _loaded(options.features, "float32"), lpips)
+    return Networks(None if options.features is None else loaded(options.features, "float32"), lpips)
 
 
 def missing(options: BenchCommand) -> list[str]:
@@ -75,7 +75,7 @@ def missing(options: BenchCommand) -> list[str]:
 
 def drag_all(options: BenchCommand, dragging: Dragging, items: list[Item]) -> dict[str, str]:
     """Makes the pictures that are not there; the items that cannot be dragged, and why."""
-    pipe = _loaded(options.model, options.dtype)
+    pipe = loaded(options.model, options.dtype)
     sha256, refused = pipe.digest(), {}
     settings = {item.name: settings_of(dragging, item, sha256) for item in items}
     todo = [item for item in items if not is_done(picture_of(options, item), settings[item.name])]
@@ -143,6 +143,6 @@ def about(options: BenchCommand, judges: dict[str, Any], items: list[Item], refu
     return made | {"seconds": seconds, "device": records[0]["device"], "versions": versions()}
 
 
-def _loaded(model: str, dtype: Dtype) -> StableDiffusion:
+def loaded(model: str, dtype: Dtype) -> StableDiffusion:
     with working(f"Loading {model}"):
         return StableDiffusion.load(model, dtype=dtype)

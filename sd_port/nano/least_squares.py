@@ -121,7 +121,7 @@ def _improve(u: Vector, image: Picture, steps, movable: np.ndarray) -> tuple[Vec
 
         def moved(damping):
             damped = hessian + jnp.diag(damping * jnp.diag(hessian) + FLOOR)
-            return jnp.clip(u.at[movable].add(-_solved(damped, gradient)), 0, 1)
+            return jnp.clip(u.at[movable].add(-solved(damped, gradient)), 0, 1)
 
         tries = jax.vmap(moved)(jnp.array(DAMPINGS, jnp.float32))
         pictures = jax.vmap(draw)(tries)
@@ -133,7 +133,7 @@ def _improve(u: Vector, image: Picture, steps, movable: np.ndarray) -> tuple[Vec
     return jax.lax.fori_loop(0, steps, step, (u, jnp.zeros_like(image)))
 
 
-def _solved(matrix: Float[Array, "n n"], right: Vector) -> Vector:
+def solved(matrix: Float[Array, "n n"], right: Vector) -> Vector:
     """x of matrix x = right for a positive definite matrix, by Gauss and Jordan's elimination.
 
     LAPACK's batches are slower for matrices as small as these, and where two devices are one CPU's cores each may wait

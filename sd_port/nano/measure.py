@@ -178,7 +178,7 @@ def reconstruction(pipe: StableDiffusion, n: int, kept: Path) -> dict[str, Any]:
     rows = json.loads(kept.read_text()) if kept.exists() else []
     for steps, guidance_scale, dtype in list(product(counts, (1.0, 3.0), ("float32", "float64")))[len(rows) :]:
         some = slice(counts[steps])
-        found = _reconstructed(pipe, latents[some], texts[some], steps, guidance_scale, dtype)
+        found = reconstructed(pipe, latents[some], texts[some], steps, guidance_scale, dtype)
         rows.append({"steps": steps, "n": counts[steps], "guidance": guidance_scale, "dtype": dtype, **found})
         write_whole(kept, lambda file: file.write(json.dumps(rows).encode()))
         print(rows[-1], flush=True)
@@ -186,7 +186,7 @@ def reconstruction(pipe: StableDiffusion, n: int, kept: Path) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _reconstructed(pipe, latents, texts, steps: int, guidance_scale: float, dtype: str) -> dict[str, float]:
+def reconstructed(pipe, latents, texts, steps: int, guidance_scale: float, dtype: str) -> dict[str, float]:
     """The latents' root mean square error, relative to their own size, after going up to t0 = 0.6 and back."""
     with jax.enable_x64(dtype == "float64"):
         ts = time_grid(pipe.schedule, steps, start=0.6, end=1e-3).astype(dtype)

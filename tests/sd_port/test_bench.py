@@ -25,14 +25,14 @@ from tests.sd_port.test_dragbench import POINTS, drag_diffusion, meta
 from tests.sd_port.torch_lpips import write_weights
 from tests.tolerances import ROUNDING_32
 
-LOADED = cache(running._loaded)
+LOADED = cache(running.loaded)
 QUICK = {"preset": "paper", "steps": 4, "t0": 0.3, "radius": 2}  # as in the tests of drags: compiled once for all
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     """The bundled model, which nearly every test edits with."""
-    monkeypatch.setattr(running, "_loaded", LOADED)
+    monkeypatch.setattr(running, "loaded", LOADED)
 
 
 @pytest.fixture(scope="module")

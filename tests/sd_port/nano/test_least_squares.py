@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sd_port.nano.least_squares import FLOOR, _solved, robust, to_scene, to_units, weight_of
+from sd_port.nano.least_squares import FLOOR, robust, solved, to_scene, to_units, weight_of
 from tests.sd_port.seascapes import drawn
 
 pytestmark = pytest.mark.hasty
@@ -25,9 +25,9 @@ def test_equations_are_solved():
         factor = rng.normal(size=(28, rank)) * rng.choice([1.0, 1e-2], (28, 1))
         factor[3:5] = 0  # parameters that change nothing
         matrix, right = factor @ factor.T + FLOOR * np.eye(28), rng.normal(size=28)
-        found = jax.jit(_solved)(jnp.asarray(matrix), jnp.asarray(right))
+        found = jax.jit(solved)(jnp.asarray(matrix), jnp.asarray(right))
         np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-9)
-        single = jax.jit(_solved)(jnp.asarray(matrix, jnp.float32), jnp.asarray(right, jnp.float32))
+        single = jax.jit(solved)(jnp.asarray(matrix, jnp.float32), jnp.asarray(right, jnp.float32))
         assert np.linalg.norm(matrix @ np.asarray(single) - right) < 1e-2 * np.linalg.norm(right)
         assert np.linalg.norm(matrix @ np.asarray(found)[::-1] - right) > np.linalg.norm(right)  # control
 

@@ -26,7 +26,7 @@ def test_chunks_share_one_program(monkeypatch, dtype):
     monkeypatch.setattr(fresh, "CHUNK", 2)
     latents = np.asarray(jr.normal(jr.key(0), (6, 16, 16, 4), "float32"))
     with traces() as count:
-        found = measure._reconstructed(StableDiffusion.load(tiny.folder()), latents, ["a boat"] * 6, 3, 1.0, dtype)
+        found = measure.reconstructed(StableDiffusion.load(tiny.folder()), latents, ["a boat"] * 6, 3, 1.0, dtype)
     assert found["cycle_sde"] < ROUNDING[dtype] and found["ode_inversion"] > 1e-2
     assert count["_cycle"] == count["_inverted"] == 1
 
@@ -34,14 +34,14 @@ def test_chunks_share_one_program(monkeypatch, dtype):
 def test_reconstruction_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     asked, kept, pipe = [], tmp_path / "rows", StableDiffusion.load(tiny.folder())
 
-    def reconstructed(pipe, latents, texts, *cell):
+    def cut_off(pipe, latents, texts, *cell):
         if len(asked) == 5:
             asked.append("cut off")
             raise KeyboardInterrupt
         asked.append(cell)
         return {"cycle_sde": 0.0, "ode_inversion": 1.0}
 
-    monkeypatch.setattr(measure, "_reconstructed", reconstructed)
+    monkeypatch.setattr(measure, "reconstructed", cut_off)
     with pytest.raises(KeyboardInterrupt):
         measure.reconstruction(pipe, 2, kept)
     assert len(json.loads(kept.read_text())) == 5
