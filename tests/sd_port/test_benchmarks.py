@@ -37,6 +37,7 @@ def check(path) -> list[dict]:
     return results
 
 
+@pytest.mark.exhaustive  # it compiles all anew, to say how long that takes
 def test_unet_cpu(tmp_path, monkeypatch):
     """The whole script, a network in its processes."""
     monkeypatch.setattr("os.sched_setaffinity", lambda *_: None, raising=False)  # this process keeps its cores
