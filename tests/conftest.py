@@ -59,9 +59,11 @@ MAPS = Path("/proc/self/maps")
 def pytest_runtest_setup(item):
     """Tests marked `hasty` compile in haste, their fixtures too: where compiling takes longer than what is compiled.
 
-    Kept programs have the same names whichever test ran before.
+    Kept programs have the same names, and torch the same random numbers, whichever test ran before.
     """
     os.environ["XLA_FLAGS"] = FLAGS
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     compile_hastily(item.get_closest_marker("hasty") is not None)
 
 
