@@ -21,7 +21,7 @@ from theory.compilations import (
 # There is a worker for every core: more threads of torch's would wait for one another, which it does by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# As all commands do. Flags are read with the first device; what is set later only changes the names under which
+# As the commands do. Flags are read with the first device; what is set later only changes the names under which
 # compiled programs are kept, so that they are not found again.
 collect_rarely()
 set_flags(OLD_EMITTERS, LITTLE_MEMORY)
@@ -50,7 +50,6 @@ class NotInstalled(MetaPathFinder):
 
 if "WITHOUT_PEERS" in os.environ:  # said by every_python.py alone: elsewhere one that is missing is an error
     sys.meta_path.append(NotInstalled())
-
 
 MAPS = Path("/proc/self/maps")
 

@@ -28,8 +28,12 @@ def interpreter(version: str) -> str | None:
 
 
 def run(*command: str | Path) -> bool:
-    environment = os.environ | {"WITHOUT_PEERS": "1"}
-    return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment).returncode == 0
+    variables = os.environ | {"WITHOUT_PEERS": "1"}
+    return subprocess.run(list(map(str, command)), cwd=ROOT, env=variables).returncode == 0
+
+
+def environment(version: str, kind: str) -> Path:
+    return ROOT / ".venv-all" / f"{version}-{kind}"
 
 
 def installed(version: str, kind: str, python: str) -> bool:
@@ -38,10 +42,6 @@ def installed(version: str, kind: str, python: str) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
     return run(python, "-m", "venv", folder) and run(*pip, *KINDS[kind], "--editable", ".[checks]")
-
-
-def environment(version: str, kind: str) -> Path:
-    return ROOT / ".venv-all" / f"{version}-{kind}"
 
 
 def packages(version: str, kind: str) -> str:

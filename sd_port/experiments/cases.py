@@ -128,10 +128,7 @@ def part(cases: Cases, rows: slice) -> Cases:
 
 
 def painted(scene: Scene, size: int = SIZE) -> Float[np.ndarray, "n size size 3"]:
-    return np.asarray(_render(scene, size))
-
-
-_render = jax.jit(scenes.render, static_argnums=1)
+    return np.asarray(scenes.rendered(scene, size))
 
 
 def said(scene: Scene) -> list[str]:

@@ -1,13 +1,12 @@
 """How many boats and islands a picture shows: what one fitted scene cannot tell."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 from jaxtyping import Int
 
 from sd_port.nano.read_out import Images, ReadOut, in_chunks
-from sd_port.nano.scenes import render
+from sd_port.nano.scenes import rendered
 
 # Autoencoders leave differences of up to 0.03, and blurred edges are narrow; a boat differs by 0.2 or more from what is
 # behind it on some 50 pixels, so that even a ghost with a third of its strength is seen.
@@ -23,15 +22,12 @@ def counts(images: Images, read: ReadOut) -> tuple[Int[np.ndarray, " n"], Int[np
     is no sun but the ghosts of two, their reflections may count as boats; the residual is large then.
     """
     nothing = jnp.zeros_like(read.residual)
-    without_boat = np.asarray(in_chunks(_render, read.scene._replace(boat_presence=nothing)))
-    without_island = np.asarray(in_chunks(_render, read.scene._replace(island_presence=nothing)))
+    without_boat = np.asarray(in_chunks(rendered, read.scene._replace(boat_presence=nothing)))
+    without_island = np.asarray(in_chunks(rendered, read.scene._replace(island_presence=nothing)))
     lines = np.round(images.shape[1] * np.asarray(read.scene.horizon)).astype(int).tolist()
     found = [_count(*one) for one in zip(np.asarray(images), without_boat, without_island, lines, strict=True)]
     boats, islands = np.array(found).T
     return boats, islands
-
-
-_render = jax.jit(render)
 
 
 def _count(image, without_boat, without_island, line: int) -> tuple[int, int]:

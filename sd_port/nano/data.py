@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.random as jr
 import numpy as np
 from jaxtyping import UInt8
@@ -34,13 +33,10 @@ def drawn(key: PRNGKey, count: int, size: int, each: int = 4) -> Pictures:
         draw_key, caption_key = jr.split(jr.fold_in(key, start // CHUNK))
         drawing = scenes.draw(draw_key, CHUNK)
         here = slice(start, min(start + CHUNK, count))
-        images[here] = np.round(np.asarray(_paint(drawing, size)) * 255)[: here.stop - start]
+        images[here] = np.round(np.asarray(scenes.rendered(drawing, size)) * 255)[: here.stop - start]
         columns = [captions(drawing, one) for one in jr.split(caption_key, each)]
         texts += [[caption.text for caption in row] for row in zip(*columns, strict=True)][: here.stop - start]
     return Pictures(images, texts)
-
-
-_paint = jax.jit(scenes.render, static_argnums=1)
 
 
 def from_folder(folder: str | Path, size: int) -> Pictures:

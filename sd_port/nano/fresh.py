@@ -30,11 +30,8 @@ def fresh(seed: int, n: int, size: int = SIZE) -> Fresh:
     """n scenes that the seed decides, as pictures `size` pixels wide."""
     draw_key, caption_key = jr.split(jr.key(FRESH + seed))
     scene = scenes.draw(draw_key, n)
-    images = np.asarray(_paint(scene, size))
+    images = np.asarray(scenes.rendered(scene, size))
     return Fresh(jax.tree.map(np.asarray, scene), images, captions(scene, caption_key))
-
-
-_paint = jax.jit(scenes.render, static_argnums=1)
 
 
 def size_of(pipe: StableDiffusion) -> int:

@@ -163,6 +163,9 @@ def render(scene: Scene, size: int = 64) -> Pixels:
     return paint(scene)
 
 
+rendered = jax.jit(render, static_argnums=1)  # one for all, so that it is traced once for each number and size
+
+
 def _render(s: Scene, size: int) -> Float[Array, "size size 3"]:
     pixel = (jnp.arange(size, dtype=s.horizon.dtype) + 0.5) / size
     x, y = pixel[None, :], pixel[:, None]

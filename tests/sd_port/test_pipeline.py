@@ -265,15 +265,15 @@ def test_parts_equal_the_whole():
     """sample_parts ends where sample does, whatever the part, and replay passes through the same latents."""
     pipe = ours()
     ts, key, x = pipe.scheduler.grid(6).astype(jnp.float32), jr.key(2), jnp.asarray(start())
-    solver, eps = DPMSolverPP2M(pipe.schedule, 1.0), eps_fn(pipe)
+    # More guidance makes the latents of random weights large, and rounding in float32 with them.
+    solver, eps = DPMSolverPP2M(pipe.schedule, 1.0), eps_fn(pipe, guidance=1.5)
     whole = sample(solver, eps, x, ts, key)
     path = replay(solver, eps, x, ts, unit_noise(key, x, ts))
     parts = list(theory.solve.sample_parts(solver, eps, x, ts, key, size=4))
     assert len(parts) == 2
-    rounding = 3e-5 * float(jnp.abs(path).max())  # of six steps of a network in float32
-    np.testing.assert_allclose(parts[-1], whole, atol=rounding)
-    np.testing.assert_allclose(parts[0], path[4], atol=rounding)
-    assert jnp.abs(parts[0] - path[3]).max() > 100 * rounding
+    np.testing.assert_allclose(parts[-1], whole, atol=1e-4)
+    np.testing.assert_allclose(parts[0], path[4], atol=1e-4)
+    assert jnp.abs(parts[0] - path[3]).max() > 1  # control: the step before
 
 
 def test_the_images_of_one_prompt_follow_one_another(monkeypatch):

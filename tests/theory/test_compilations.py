@@ -1,5 +1,6 @@
 """Flags that XLA is known to take, devices, kept programs, and how many programs there are."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from theory import compilations
-from theory.compilations import KNOWN_TO, LITTLE_MEMORY, OLD_EMITTERS, set_flags, stay_on_cpu, traces
+from theory.compilations import KNOWN_TO, LITTLE_MEMORY, OLD_EMITTERS, collect_rarely, set_flags, stay_on_cpu, traces
 
 
 @pytest.fixture
@@ -44,6 +45,23 @@ def test_the_installed_jaxlib_takes_what_it_is_said_to_know():
     done = subprocess.run(run, env=os.environ | unknown, capture_output=True)
     assert done.returncode != 0 and b"nknown flag" in done.stderr
     assert all(KNOWN_TO.values())
+
+
+def test_the_collector_looks_rarely():
+    """Fifty thousand new objects, as a traced program makes them, start no search; by Python's own settings they do."""
+    searches = []
+    before, watch = gc.get_threshold(), lambda phase, info: searches.append(phase)
+    gc.callbacks.append(watch)
+    try:
+        for settings, expected in ((lambda: gc.set_threshold(700, 10, 10), True), (collect_rarely, False)):
+            settings()
+            gc.collect()
+            searches.clear()
+            kept = [[] for _ in range(50_000)]
+            assert len(kept) == 50_000 and bool(searches) == expected
+    finally:
+        gc.callbacks.remove(watch)
+        gc.set_threshold(*before)
 
 
 def test_jax_platforms_stands(monkeypatch):

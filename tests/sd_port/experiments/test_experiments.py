@@ -15,6 +15,7 @@ from sd_port.experiments import cases, cost, dragging, editing, image_to_image, 
 from sd_port.experiments.command import EXPERIMENTS
 from sd_port.experiments.editing import by_batches
 from sd_port.experiments.judge import Judged
+from sd_port.nano import scenes
 from sd_port.nano.read_out import ReadOut
 from sd_port.nano.scenes import Scene
 from sd_port.pipeline import StableDiffusion
@@ -79,9 +80,9 @@ def adapter(pipe, image, caption, config, *, key):
 @cache
 def arrays(name: str):
     """What the experiment finds. Everything is its own but the networks, the reader, and what takes them."""
-    oracle = Oracle(cases._render)
+    oracle = Oracle(scenes.rendered)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cases, "_render", oracle.paint)
+        patched.setattr(scenes, "rendered", oracle.paint)
         patched.setattr(judge, "read_out", oracle.read_out)
         for module in (inpainting, image_to_image, dragging):
             patched.setattr(module, "through_autoencoder", lambda pipe, images: images)

@@ -94,8 +94,11 @@ def perfect(monkeypatch, tmp_path):
     return lambda *parts: measure.main([*given, *parts]), out, asked
 
 
-def test_samples_and_sweep_of_a_perfect_model(perfect, capsys):
-    """All claims are right and no spread is lost; what was measured of this model is not measured again."""
+def test_samples_and_sweep_of_a_perfect_model(perfect, capsys, monkeypatch):
+    """All claims are right and no spread is lost; what was measured of this model is not measured again.
+
+    The control: one picture for all captions.
+    """
     measured, out, asked = perfect
     measured("samples", "sweep")
     found = json.loads((out / "samples.json").read_text())
@@ -109,6 +112,17 @@ def test_samples_and_sweep_of_a_perfect_model(perfect, capsys):
     assert capsys.readouterr().out.split() == [str(out / name) for name in ("samples.json", "sweep.json")]
     measured("samples", "sweep")
     assert len(asked) == 23 and capsys.readouterr().out == ""
+
+    def always_one(pipe, data, **_):
+        images = np.repeat(data.images[:1], FEW, axis=0)
+        return Sample(images, data.captions, read(images))
+
+    monkeypatch.setattr(measure, "generated", always_one)
+    (out / "samples.json").unlink()
+    measured("samples")
+    one = json.loads((out / "samples.json").read_text())["sde"]
+    assert one["claims_right"] < 0.8 and one["discrepancy"]["parameters"]["p_value"] < 0.01
+    assert max(one["spread"].values()) < 0.01
 
 
 def test_memory_is_seen(perfect, capsys):
