@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,39 +14,82 @@ from theory.mixtures import gaussian, mixture_1d
 from theory.problems import Curve, Problem, problem
 from theory.quadrature import interval
 from theory.schedules import LinearVP
+from theory.types import Estimate, Schedule
+
+Number = float | Array | np.ndarray | Estimate
+
+# What a row is about: the two laws that the user gave, or a built-in pair of Gaussians with closed forms for all.
+PAIR, GAUSSIANS = "pair", "Gaussians"
+# What a row assumes.
+EXACT = "exact score"
+CYCLE = "exact score, an edit that sees x_t0 alone, eta = 1"
 
 
 class Check(NamedTuple):
-    """One verified sentence. `residual` is relative; for "<=" it is how far the left side exceeds the right one."""
+    """One sentence put to the test: `lhs relation rhs`.
+
+    `residual` is how far apart the sides are ("="), or by how much the left one exceeds the right one ("<=", "<";
+    negative where it does not), and `error` what is not known of that; both relative to the larger side ("=") or to
+    the right one, where that is not 0. `about` is PAIR or GAUSSIANS; `lie`, of a control, by how much it is false.
+    """
 
     statement: str
     equation: str
     lhs: float
-    relation: str
+    relation: Literal["=", "<=", "<"]
     rhs: float
     residual: float
     tolerance: float
+    error: float = 0.0
+    about: str = PAIR
+    assumes: str = EXACT
+    lie: str = ""
 
     @property
-    def passed(self) -> bool:
-        return self.residual <= self.tolerance  # False for nan
+    def verdict(self) -> Literal["holds", "fails", "undecided"]:
+        """Undecided where the error is too large to tell, or where something is not a number."""
+        least, most = self.residual - self.error, self.residual + self.error
+        if most < self.tolerance or (most == self.tolerance and self.relation != "<"):
+            return "holds"
+        if least > self.tolerance or (least == self.tolerance and self.relation == "<"):
+            return "fails"
+        return "undecided"
 
 
-def equal(statement: str, equation: str, lhs, rhs, tolerance: float) -> Check:
-    """lhs = rhs to a relative tolerance."""
-    lhs, rhs = float(lhs), float(rhs)
-    return Check(statement, equation, lhs, "=", rhs, abs(lhs - rhs) / max(abs(lhs), abs(rhs), 1e-300), tolerance)
+def equal(statement: str, equation: str, lhs: Number, rhs: Number, tolerance: float, **more: Any) -> Check:
+    """lhs = rhs to a relative tolerance. Either may be an `Estimate`; `more` are the last fields of `Check`."""
+    (left, left_error), (right, right_error) = _value(lhs), _value(rhs)
+    scale = max(abs(left), abs(right), 1e-300)
+    residual, error = abs(left - right) / scale, (left_error + right_error) / scale
+    return Check(statement, equation, left, "=", right, residual, tolerance, error, **more)
 
 
 # Differences of equal numbers, both right to rounding.
 ROUNDING = 1e-13
 
 
-def at_most(statement: str, equation: str, lhs, rhs, tolerance: float = ROUNDING) -> Check:
+def at_most(statement: str, equation: str, lhs: Number, rhs: Number, tolerance: float = ROUNDING, **more: Any) -> Check:
     """lhs <= rhs; the tolerance is relative to rhs, or absolute where rhs is 0."""
-    lhs, rhs = float(lhs), float(rhs)
-    excess = (lhs - rhs) / (abs(rhs) or 1.0)
-    return Check(statement, equation, lhs, "<=", rhs, max(excess, 0.0) if excess == excess else excess, tolerance)
+    left, right, residual, error = _excess(lhs, rhs)
+    return Check(statement, equation, left, "<=", right, residual, tolerance, error, **more)
+
+
+def less(statement: str, equation: str, lhs: Number, rhs: Number, **more: Any) -> Check:
+    """lhs < rhs, by more than the errors of both."""
+    left, right, residual, error = _excess(lhs, rhs)
+    return Check(statement, equation, left, "<", right, residual, 0.0, error, **more)
+
+
+def _excess(lhs: Number, rhs: Number) -> tuple[float, float, float, float]:
+    (left, left_error), (right, right_error) = _value(lhs), _value(rhs)
+    scale = abs(right) or 1.0
+    return left, right, (left - right) / scale, (left_error + right_error) / scale
+
+
+def _value(number: Number) -> tuple[float, float]:
+    """A value and its error."""
+    value, error = number if isinstance(number, Estimate) else (number, 0.0)
+    return float(value), float(error)
 
 
 def paper_problem() -> Problem:
@@ -57,9 +100,9 @@ def paper_problem() -> Problem:
     return problem(mixture_1d([0.5, 0.5], [-2.0, 2.0], [0.2, 0.2]), gaussian([0.5], [[0.25]]), LinearVP(0.1, 10.0))
 
 
-def gaussian_problem() -> Problem:
+def gaussian_problem(schedule: Schedule | None = None, t0: float = 1.0) -> Problem:
     """A Gaussian pair, in which everything has a closed form: data N(1.3, .2²), start N(.5, .5²)."""
-    return problem(gaussian([1.3], [[0.04]]), gaussian([0.5], [[0.25]]), LinearVP(0.1, 10.0))
+    return problem(gaussian([1.3], [[0.04]]), gaussian([0.5], [[0.25]]), schedule or LinearVP(0.1, 10.0), t0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +125,17 @@ class Study:
     @property
     def on_line(self) -> bool:
         return self.problem.target.dim == 1
+
+    @cached_property
+    def gaussians(self) -> tuple[Problem, str]:
+        """A pair of Gaussians on the line, for what has closed forms there alone, and what it is (`Check.about`).
+
+        The pair itself if it is one, else the built-in one on its schedule.
+        """
+        p = self.problem
+        if self.on_line and len(p.target.log_weights) == len(p.start.log_weights) == 1:
+            return p, PAIR
+        return gaussian_problem(p.schedule, float(p.t0)), GAUSSIANS
 
     @cached_property
     def times(self) -> tuple[np.ndarray, np.ndarray]:

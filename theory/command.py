@@ -45,8 +45,13 @@ def verify(args: "Args", laws: Mapping[str, Components]) -> int:
     if args.plot:
         figure, kind = draw(given), args.plot.suffix[1:]
         write_whole(args.plot, lambda file: figure.savefig(file, format=kind, dpi=160))
-    held = [check.passed != args.controls for group in checks.values() for check in group]
-    return 0 if all(held) else 1
+    return _exit_code([check.verdict for group in checks.values() for check in group], args.controls)
+
+
+def _exit_code(verdicts: list[str], controls: bool) -> int:
+    """0 if every statement holds (of controls: fails), 3 if all that is amiss are undecided ones, else 1."""
+    amiss = {verdict for verdict in verdicts if verdict != ("fails" if controls else "holds")}
+    return 0 if not amiss else 3 if amiss == {"undecided"} else 1
 
 
 def _problem(t0: float, laws: Mapping[str, Components]) -> Problem:
@@ -101,18 +106,20 @@ def _print(checks: dict[str, list[Check]], controls: bool) -> None:
         table.add_column("equation")
     for column in ("left", "", "right", "residual", "tolerance", ""):
         table.add_column(column, justify="right", no_wrap=True)
-    words = ("caught", "NOT CAUGHT") if controls else ("holds", "FAILS")
+    words = {"undecided": "undecided"} | (
+        {"fails": "caught", "holds": "NOT CAUGHT"} if controls else {"holds": "holds", "fails": "FAILS"}
+    )
     for title, group in checks.items():
         table.add_row(Text(title, "bold"))
         for check in group:
-            good = check.passed != controls
+            good = check.verdict == ("fails" if controls else "holds")
             numbers = f"{check.lhs:.{digits}g}", check.relation, f"{check.rhs:.{digits}g}", f"{check.residual:.1e}"
-            verdict = Text(words[0], "green") if good else Text(words[1], "bold red")
+            verdict = Text(words[check.verdict], "green" if good else "bold red")
             sentence = [Text(check.statement), Text(check.equation)] if wide else [Text(check.statement)]
             table.add_row(*sentence, *numbers, f"{check.tolerance:.0e}", verdict)
         table.add_section()
     console.print(table)
-    good = [check.passed != controls for group in checks.values() for check in group]
+    good = [check.verdict == ("fails" if controls else "holds") for group in checks.values() for check in group]
     console.print(f"{sum(good)} of {len(good)} {'false statements caught' if controls else 'statements hold'}")
 
 
@@ -127,7 +134,7 @@ def _report(given: Problem, checks: dict[str, list[Check]]) -> dict[str, Any]:
         "t0": float(given.t0),
         "versions": {name: version(name) for name in ("blessing", "jax", "numpy", "scipy")},
         "checks": [
-            {"group": title, **check._asdict(), "passed": check.passed}
+            {"group": title, **check._asdict(), "verdict": check.verdict}
             for title, group in checks.items()
             for check in group
         ],

@@ -29,7 +29,7 @@ def test_it_prints_a_table_and_writes_what_it_found(capsys, tmp_path):
     assert code == 0
     assert "4 of 4 statements hold" in out
     data = json.loads(report.read_text())
-    assert [check["passed"] for check in data["checks"]] == [True] * 4
+    assert [check["verdict"] for check in data["checks"]] == ["holds"] * 4
     assert data["t0"] == 1.0 and data["target"]["means"] == [[-2.0], [2.0]] and "jax" in data["versions"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checks.json", "curves.png"]
