@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from theory.contraction import contraction_curve
+from theory.evolution import scales
 from theory.mixtures import gaussian, mixture_1d
 from theory.problems import Curve, Problem, problem
-from theory.quadrature import interval
+from theory.quadrature import Rule, legendre, panel_errors
 from theory.schedules import LinearVP
-from theory.types import Estimate, Schedule
+from theory.types import Estimate, Schedule, Times
 
 Number = float | Array | np.ndarray | Estimate
 
@@ -86,6 +87,28 @@ def _excess(lhs: Number, rhs: Number) -> tuple[float, float, float, float]:
     return left, right, (left - right) / scale, (left_error + right_error) / scale
 
 
+def at(estimates: Estimate, i: int | slice) -> Estimate:
+    """One of many estimates, or some."""
+    return Estimate(estimates.value[i], estimates.error[i])
+
+
+def difference(a: Number, b: Number) -> Estimate:
+    """a - b, and the errors of both."""
+    (a, a_error), (b, b_error) = _value(a), _value(b)
+    return Estimate(np.float64(a - b), np.float64(a_error + b_error))
+
+
+def scaled(number: Estimate, factor: float) -> Estimate:
+    """A multiple."""
+    return Estimate(factor * number.value, abs(factor) * number.error)
+
+
+def largest_growth(estimates: Estimate) -> Estimate:
+    """The largest step upwards from one estimate to the next, as far as can be told."""
+    steps = Estimate(np.diff(estimates.value), estimates.error[1:] + estimates.error[:-1])
+    return at(steps, int(np.argmax(steps.value + steps.error)))
+
+
 def _value(number: Number) -> tuple[float, float]:
     """A value and its error."""
     value, error = number if isinstance(number, Estimate) else (number, 0.0)
@@ -103,6 +126,25 @@ def paper_problem() -> Problem:
 def gaussian_problem(schedule: Schedule | None = None, t0: float = 1.0) -> Problem:
     """A Gaussian pair, in which everything has a closed form: data N(1.3, .2²), start N(.5, .5²)."""
     return problem(gaussian([1.3], [[0.04]]), gaussian([0.5], [[0.25]]), schedule or LinearVP(0.1, 10.0), t0)
+
+
+ORDER = 18  # nodes of a panel in time
+
+
+class Nodes(NamedTuple):
+    """Gauss-Legendre panels in t, decreasing, with g² in the weights, and the SDE's curve at the nodes."""
+
+    ts: Float[np.ndarray, " nodes"]
+    weights: Float[np.ndarray, " nodes"]
+    coarse: Float[np.ndarray, " nodes"]  # weights of a poorer rule
+    curve: Curve
+
+    def integral(self, value: Float[np.ndarray, " nodes"], error: Float[np.ndarray, " nodes"]) -> Estimate:
+        return Estimate(self.weights @ value, self.missed(value).sum() + self.weights @ error)
+
+    def missed(self, value: Float[np.ndarray, " nodes"]) -> Float[np.ndarray, " panels"]:
+        """What the integral of a rate with these values may miss in every panel."""
+        return np.asarray(panel_errors(Rule(self.ts[:, None], self.weights, self.coarse), value, ORDER))
 
 
 @dataclass(frozen=True)
@@ -138,28 +180,67 @@ class Study:
         return gaussian_problem(p.schedule, float(p.t0)), GAUSSIANS
 
     @cached_property
-    def times(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gauss-Legendre nodes and weights for integrals over [0, t0], t decreasing."""
-        t0 = float(self.problem.t0)
-        # The divergence falls fastest just below t0. In the plane each node costs a hundred times more.
-        line_cuts, plane_cuts = (1.0, 0.97, 0.9, 0.75, 0.55, 0.35, 0.2, 0.08, 0.0), (1.0, 0.8, 0.4, 0.0)
-        cuts = t0 * np.array(line_cuts if self.on_line else plane_cuts)
-        parts = [interval(a, b, 12) for a, b in pairwise(cuts)]
-        nodes, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return nodes, -weights
+    def nodes(self) -> Nodes:
+        """Of the integrals over [0, t0] of what the SDE's rates are, and its curve there."""
+        t0, (first, last) = float(self.problem.t0), map(float, scales(self.problem))
+        if not self.on_line:  # where a time costs a hundred of the line's
+            return _nodes(self.problem, t0 * np.array([1.0, 0.8, 0.4, 0.0]), 1e-9, 1)
+        # Each panel twice as long as the one before, from either end: that is how fast things move.
+        doubling = 2.0 ** np.arange(1, 60) - 1
+        early, late = (scale * doubling[scale * doubling < 0.45 * t0] for scale in (first, last))
+        return _nodes(self.problem, np.concatenate([[t0], t0 - early, [t0 / 2], late[::-1], [0.0]]), 2e-13, 8)
+
+    @property
+    def times(self) -> Float[np.ndarray, " nodes"]:
+        """The nodes of the integrals, t decreasing."""
+        return self.nodes.ts
 
     @cached_property
     def sde(self) -> Curve:
-        """The SDE's curve at t0, at the nodes of `times`, and at 0, in NumPy's arrays."""
-        p = self.problem
-        ts = jax.device_put(np.concatenate([[float(p.t0)], self.times[0], [0.0]]))
-        return jax.device_get(contraction_curve(p.target, p.start, p.schedule, ts, 1.0))
+        """The SDE's curve at t0, at `times`, and at 0, in NumPy's arrays."""
+        p, inner = self.problem, self.nodes.curve
+        ends = _curve(p, np.array([float(p.t0), 0.0]))
+        return jax.tree.map(lambda end, inside: np.concatenate([end[:1], inside, end[1:]]), ends, inner)
 
-    @cached_property
-    def beta(self) -> Float[np.ndarray, " nodes"]:
-        """g² at the nodes of `times`."""
-        return np.asarray(jax.jit(self.problem.schedule.beta)(self.times[0]))
+    def integral(self, rate: Estimate | Float[Array | np.ndarray, " nodes"]) -> Estimate:
+        """integral over [0, t0] of g² rate, from the rate at `times`."""
+        value, error = rate if isinstance(rate, Estimate) else (rate, np.zeros(len(self.times)))
+        return self.nodes.integral(np.asarray(value), np.asarray(error))
 
-    def integral(self, rate: Float[Array | np.ndarray, " nodes"]) -> float:
-        """integral over [0, t0] of g² rate."""
-        return float(self.times[1] @ (self.beta * np.asarray(rate)))
+
+def _curve(p: Problem, ts: Float[np.ndarray, " times"]) -> Curve:
+    """The SDE's at t0 and at ts."""
+    return jax.device_get(contraction_curve(p.target, p.start, p.schedule, jax.device_put(ts), 1.0))
+
+
+def _nodes(p: Problem, cuts: Float[np.ndarray, " panels_1"], wanted: float, rounds: int) -> Nodes:
+    """Panels between the cuts, which decrease from t0, halved until no rate's integral misses more than `wanted`."""
+    nodes, weights, coarse, _ = legendre(ORDER)
+    kept: list[Nodes] = []
+    todo = list(pairwise(cuts.tolist()))
+    for left in range(rounds, -1, -1):
+        a, b = np.array(todo).T[:, :, None]
+        ts = ((a + b) / 2 - (a - b) / 2 * nodes).ravel()
+        curve = jax.tree.map(lambda leaf: leaf[1:], _curve(p, np.append(float(p.t0), ts)))
+        scale = (a - b) / 2 * np.asarray(_beta(p, ts)).reshape(-1, ORDER)
+        found = Nodes(ts, (scale * weights).ravel(), (scale * coarse).ravel(), curve)
+        known = [name for name, rate in curve.rates.items() if np.all(np.isfinite(rate.value))]
+        totals = {n: sum(part.weights @ part.curve.rates[n].value for part in [*kept, found]) for n in known}
+        missed = np.max([found.missed(found.curve.rates[name].value) / totals[name] for name in known], axis=0)
+        good = (missed <= wanted / 20) | (missed.sum() <= wanted) | (left == 0)
+        kept += [_panel(found, i) for i, enough in enumerate(good) if enough]
+        halves = [((a, (a + b) / 2), ((a + b) / 2, b)) for (a, b), enough in zip(todo, good, strict=True) if not enough]
+        todo = [half for pair in halves for half in pair]
+        if not todo:
+            break
+    kept.sort(key=lambda panel: -panel.ts[0])
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+
+
+def _panel(nodes: Nodes, i: int) -> Nodes:
+    return jax.tree.map(lambda leaf: leaf[i * ORDER : (i + 1) * ORDER], nodes)
+
+
+@jax.jit
+def _beta(p: Problem, ts: Times) -> Times:
+    return p.schedule.beta(ts)

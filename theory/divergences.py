@@ -24,18 +24,65 @@ LogDensity = Callable[[Float[Array, " d"]], Scalar]
 
 
 class Divergence(NamedTuple):
-    """D(p|q) = finish(E_p[integrand(r, |grad r|²)])."""
+    """D(p|q) = finish(E_p[integrand(r, |grad r|²)]), r = log(p/q).
+
+    `per_q` is exp(r) integrand, for r < 0, where the integrand overflows and this does not.
+    """
 
     integrand: Callable[[Values, Values], Values]
     finish: Callable[[Array], Array] = lambda mean: mean
+    per_q: Callable[[Values, Values], Values] | None = None
 
 
-# The integrands of KL, chi2 and TV use E_p[q / p] = 1 to be non-negative: no cancellation, and less variance.
-KL = Divergence(lambda r, g: r + jnp.expm1(-r))
-FISHER = Divergence(lambda r, g: g)
-CHI2 = Divergence(lambda r, g: 4 * jnp.sinh(r / 2) ** 2)
+class FDivergence(NamedTuple):
+    """D_f(p|q) = E_q f(h), h = p/q = exp(r), f convex with f(1) = 0 (Csiszar 1967), and what it loses on the way back.
+
+    With f'(1) = 0 too, f >= 0: no cancellation. Along the reverse lambda-SDE dD_f/dt = lam²/2 g² rate, with
+    rate = E_q[f''(h) |grad h|²] = E_p[h f''(h) |grad r|²].
+    """
+
+    divergence: Divergence  # of f(h) / h
+    slope: Callable[[Array], Array]  # f'(h)
+    rate: Divergence  # of h f''(h) |grad r|²
+
+
+def _jensen_shannon(r: Values, g: Values) -> Values:
+    # of h log h / 2 - (1 + h) / 2 log((1 + h) / 2), written as the mean of KL(p|m) and KL(q|m), m = (p + q) / 2
+    of_p, of_q = r - jax.nn.softplus(r) + jnp.log(2.0), jnp.log(2.0) - jax.nn.softplus(r)
+    return (of_p + jnp.expm1(-of_p) + jnp.exp(-r) * (of_q + jnp.expm1(-of_q))) / 2
+
+
+# Of KL it uses E_p[q / p] = 1, and of the others likewise.
+F_DIVERGENCES = {
+    "kl": FDivergence(
+        Divergence(lambda r, g: r + jnp.expm1(-r)),
+        slope=lambda r: r,
+        rate=Divergence(lambda r, g: g),
+    ),
+    "reverse_kl": FDivergence(  # KL(q|p)
+        Divergence(lambda r, g: -r * jnp.exp(-r) - jnp.expm1(-r), per_q=lambda r, g: jnp.expm1(r) - r),
+        slope=lambda r: -jnp.exp(-r),
+        rate=Divergence(lambda r, g: jnp.exp(-r) * g, per_q=lambda r, g: g),
+    ),
+    "chi2": FDivergence(
+        Divergence(lambda r, g: 4 * jnp.sinh(r / 2) ** 2),
+        slope=lambda r: 2 * jnp.exp(r),
+        rate=Divergence(lambda r, g: 2 * jnp.exp(r) * g),
+    ),
+    "hellinger": FDivergence(  # squared: 1 - E_q sqrt(h)
+        Divergence(lambda r, g: jnp.expm1(-r / 2) ** 2 / 2),
+        slope=lambda r: -jnp.exp(-r / 2) / 2,
+        rate=Divergence(lambda r, g: jnp.exp(-r / 2) / 4 * g),
+    ),
+    "jensen_shannon": FDivergence(
+        Divergence(_jensen_shannon),
+        slope=lambda r: -jax.nn.softplus(-r) / 2,
+        rate=Divergence(lambda r, g: jax.nn.sigmoid(-r) / 2 * g),
+    ),
+}
+KL, CHI2 = (F_DIVERGENCES[name].divergence for name in ("kl", "chi2"))
+FISHER = F_DIVERGENCES["kl"].rate
 TV = Divergence(lambda r, g: jnp.abs(jnp.expm1(-r)) / 2)
-
 # Not a divergence of its own, but the rate of one: E_q |grad (p/q)|².
 DIRICHLET = Divergence(lambda r, g: jnp.exp(r) * g)
 
@@ -55,16 +102,22 @@ def _finish(divergence: Divergence, mean: Array, error: Array) -> Estimate:
 
 def _per_larger(divergence: Divergence, r: Float[Array, "*n"], g: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """p integrand(r, g) / max(p, q): where p vanishes against q the integrands grow like q / p, and q counts."""
+    if divergence.per_q is not None:
+        return jnp.where(r < 0, divergence.per_q(r, g), divergence.integrand(jnp.maximum(r, 0.0), g))
     floored = jnp.maximum(r, -700.0)  # exp(700) is finite
     return jnp.exp(jnp.minimum(floored, 0.0)) * divergence.integrand(floored, g)
 
 
+def at_nodes(divergence: Divergence, log_q: Values, r: Values, g: Values) -> Values:
+    """p integrand(r, |grad r|²) from log q, r = log(p/q) and g = |grad r|²: what is integrated over x."""
+    larger = jnp.exp(log_q + jnp.maximum(r, 0.0))
+    # Where both are zero to rounding, r may be huge: 0 * inf.
+    return jnp.where(larger > 0, larger * _per_larger(divergence, r, g), 0.0)
+
+
 def from_values(divergence: Divergence, rule: Rule, log_p: Values, r: Values, g: Values) -> Estimate:
     """D(p|q) from log p, r = log(p/q) and g = |grad r|² at the nodes of a rule that covers both laws."""
-    larger = jnp.exp(log_p - jnp.minimum(r, 0.0))
-    # Where both are zero to rounding, r may be huge: 0 * inf.
-    values = jnp.where(larger > 0, larger * _per_larger(divergence, r, g), 0.0)
-    return _finish(divergence, *rule.integrate(values))
+    return _finish(divergence, *rule.integrate(at_nodes(divergence, log_p - r, r, g)))
 
 
 def by_quadrature(divergence: Divergence, log_p: LogDensity, log_q: LogDensity, rule: Rule) -> Estimate:
@@ -133,6 +186,20 @@ def gaussian_renyi(p: GaussianMixture, q: GaussianMixture, order: float) -> Scal
 def gaussian_chi2(p: GaussianMixture, q: GaussianMixture) -> Scalar:
     """exp(Renyi divergence of order 2) - 1."""
     return jnp.expm1(gaussian_renyi(p, q, 2.0))
+
+
+def gaussian_dirichlet(p: GaussianMixture, q: GaussianMixture) -> Scalar:
+    """E_q |grad h|² = E_q[h² |grad log h|²], where h² q is (1 + chi2) N(mu, M^-1), M = 2 C^-1 - D^-1.
+
+    Infinite where chi2 is.
+    """
+    (m, C), (n, D) = _moments(p), _moments(q)
+    P, Q = jnp.linalg.inv(C), jnp.linalg.inv(D)
+    M = 2 * P - Q
+    mu = jnp.linalg.solve(M, 2 * P @ m - Q @ n)
+    pull = (Q - P) @ mu + P @ m - Q @ n  # grad log h = (Q - P) x + P m - Q n at mu
+    value = (1 + gaussian_chi2(p, q)) * (pull @ pull + jnp.trace((Q - P) @ jnp.linalg.inv(M) @ (Q - P)))
+    return jnp.where(jnp.linalg.eigvalsh(M)[0] > 0, value, jnp.inf)
 
 
 def gaussian_w2(p: GaussianMixture, q: GaussianMixture) -> Scalar:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from theory.evolution import Cells, Steps, evolve, refined, steps_of
 from theory.problems import InexactCurve, Problem
 from theory.quadrature import REACH, legendre_panels, panel_edges
 from theory.types import Estimate, NoiseFn, Time, Times
@@ -27,24 +28,23 @@ def inexact_curve(
 ) -> InexactCurve:
     """The reverse lambda-SDE with the noise prediction eps_fn, (n, 1) -> (n, 1), on the line, compared with p_t.
 
-    lam > 0, on `cells` equal cells and `steps` time steps, and twice as many of both: their errors are of second order,
-    and what separates them is the error reported. ts decreases and ends above 0, where a network's score error
+    lam > 0, on `cells` equal cells in `steps` time steps, and twice as many of both; the error is that of
+    `evolution.refined`. ts decreases from t0 and ends above 0, where a network's score error
     eps / sigma is not defined. Under `jax.vmap` over eps_fn, lam or problem.start nothing is compiled again.
     """
-    substeps = -(-steps // (len(ts) - 1))
-    coarse, fine = (_solve(problem, eps_fn, ts, lam, k * cells, k * substeps) for k in (1, 2))
-    values = {n: Estimate((4 * fine[n] - coarse[n]) / 3, jnp.abs(fine[n] - coarse[n])) for n in fine}
-    return InexactCurve(ts, values["kl"], values["fisher"], values["error"], values["mode_weights"].value)
+    solve = partial(_solve, problem, eps_fn, ts, lam)
+    found = refined(solve, cells // 2, steps_of(problem, ts, steps // 2))
+    return InexactCurve(ts, found["kl"], found["fisher"], found["error"], found["mode_weights"])
 
 
-def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, substeps: int) -> dict[str, Array]:
+def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, in_time: Steps) -> dict[str, Array]:
     schedule = problem.schedule
     spread = [problem.start, problem.target, problem.marginal(ts[0])]
     bound = jnp.max(jnp.stack([jnp.max(jnp.abs(m.means[:, 0]) + REACH * jnp.sqrt(m.variances[:, 0])) for m in spread]))
     faces = jnp.linspace(-bound, bound, cells + 1)
     x, inner, dx = (faces[1:] + faces[:-1]) / 2, faces[1:-1], faces[1] - faces[0]
 
-    def implicit(law: Nodes, t: Time, passed: Time) -> Nodes:
+    def implicit(law: Cells, t: Time, passed: Time) -> Cells:
         """Solves (1 + passed d/dx (b - D d/dx)) law = right, a tridiagonal system.
 
         What passes a face from below and from above is exponentially fitted (Scharfetter & Gummel 1969; Chang &
@@ -63,14 +63,7 @@ def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, 
         leaves = jnp.concatenate([upward, zero]) + jnp.concatenate([zero, downward])
         return jax.lax.linalg.tridiagonal_solve(-below, 1 + leaves, -above, law[:, None])[:, 0]
 
-    def step(law: Nodes, ends: Float[Array, "2"]) -> tuple[Nodes, None]:
-        # Alexander 1977, the two-stage L-stable SDIRK method.
-        gamma = 1 - 2**-0.5
-        t, h = ends[0], ends[0] - ends[1]
-        first = implicit(law, t - gamma * h, gamma * h)
-        return implicit(law + (1 - gamma) / gamma * (first - law), t - h, gamma * h), None
-
-    def measure(law: Nodes, t: Time) -> dict[str, Array]:
+    def measure(law: Cells, t: Time) -> dict[str, Array]:
         marginal = problem.marginal(t)
         law = jnp.maximum(law, jnp.finfo(law.dtype).tiny)
         log_p = marginal.log_prob(x[:, None])
@@ -84,15 +77,9 @@ def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, 
             "mode_weights": marginal.responsibilities(x[:, None]) @ (law * dx),
         }
 
-    def interval(law: Nodes, ends: Float[Array, "2"]) -> tuple[Nodes, Nodes]:
-        times = jnp.linspace(ends[0], ends[1], substeps + 1)
-        law, _ = jax.lax.scan(step, law, jnp.stack([times[:-1], times[1:]], axis=1))
-        return law, law
-
     law = jnp.exp(problem.start.log_prob(x[:, None]))
     law = law / (dx * law.sum())
-    _, later = jax.lax.scan(interval, law, jnp.stack([ts[:-1], ts[1:]], axis=1))
-    return jax.lax.map(lambda at: measure(*at), (jnp.concatenate([law[None], later]), ts))
+    return jax.lax.map(lambda at: measure(*at), (evolve(implicit, law, in_time), ts))
 
 
 @partial(jax.jit, static_argnames=("panels", "substeps"))
@@ -137,13 +124,13 @@ def inexact_flow(problem: Problem, eps_fn: NoiseFn, ts: Times, panels: int = 40,
     (log_law, xs), (dlog_law, slope) = jax.jvp(law, (z,), (jnp.ones_like(z),))
     mass = jnp.exp(log_law[-1])
 
-    def at(t: Time, x: Nodes, log_law: Nodes, grad: Nodes) -> tuple[tuple[Estimate, ...], Array]:
+    def at(t: Time, x: Nodes, log_law: Nodes, grad: Nodes) -> tuple[Estimate, ...]:
         marginal = problem.marginal(t)
         score = marginal.score(x[:, None])[:, 0]
         off = -eps_fn(x[:, None], t)[:, 0] / schedule.sigma(t) - score
         averages = (log_law - marginal.log_prob(x[:, None]), (grad - score) ** 2, off * (grad - score))
-        weights = marginal.responsibilities(x[:, None]) @ (rule.weights * mass)
-        return tuple(rule.integrate(mass * average) for average in averages), weights
+        modes = [rule.integrate(mass * share) for share in marginal.responsibilities(x[:, None])]
+        weights = Estimate(*(jnp.stack(parts) for parts in zip(*modes, strict=True)))
+        return *(rule.integrate(mass * average) for average in averages), weights
 
-    (kl, fisher, error), weights = jax.vmap(at)(ts, xs, log_law, dlog_law / slope)
-    return InexactCurve(ts, kl, fisher, error, weights)
+    return InexactCurve(ts, *jax.vmap(at)(ts, xs, log_law, dlog_law / slope))

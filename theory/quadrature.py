@@ -5,14 +5,13 @@ rule in the eigenbasis of each Gaussian of a covering mixture, which converges e
 (Trefethen & Weideman 2014, SIAM Review 56, Sec. 5), joined by a partition of unity.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from theory.mixtures import GaussianMixture
 from theory.types import Estimate
@@ -30,10 +29,15 @@ class Rule(NamedTuple):
     weights: Float[Array, " n"]
     coarse: Float[Array, " n"]
 
-    def integrate(self, values: Float[Array, " n"]) -> Estimate:
-        """The integral of a function given at the nodes, and the distance to the poorer rule."""
+    def integrate(self, values: Float[Array, " n"], poorer: Float[Array, " n"] | None = None) -> Estimate:
+        """The integral of a function given at the nodes, and its error.
+
+        That is the distance to the poorer rule and, where the function itself is known to some error only, the
+        integral of the distance to `poorer` values of it.
+        """
         value = self.weights @ values
-        return Estimate(value, jnp.abs(value - self.coarse @ values))
+        error = jnp.abs(value - self.coarse @ values)
+        return Estimate(value, error if poorer is None else error + self.weights @ jnp.abs(poorer - values))
 
 
 @lru_cache
@@ -58,39 +62,32 @@ def legendre(order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 def panel_edges(cover: GaussianMixture, panels: int) -> Float[Array, " panels_1"]:
     """Edges of panels on the line, `REACH` deviations around every Gaussian of the cover, narrow where one is narrow.
 
-    The wanted density of panels at x is max 1 / std over the Gaussians that reach x; the edges are equally spaced in
-    its integral. cover: a mixture with d = 1, of which only means and variances matter.
+    cover: a mixture with d = 1, of which only means and variances matter. The panels are equally long in the measure
+    of `_wanted`.
+    """
+    counted, corners = _wanted(cover)
+    return jnp.interp(jnp.linspace(0, counted[-1], panels + 1), counted, corners)
+
+
+def length(cover: GaussianMixture) -> Float[Array, ""]:
+    """How long the cover is, counted in the standard deviations of the narrowest Gaussian at every place."""
+    return _wanted(cover)[0][-1]
+
+
+def _wanted(cover: GaussianMixture) -> tuple[Float[Array, " corners"], Float[Array, " corners"]]:
+    """The wanted number of panels up to every corner, and the corners, where a Gaussian of the cover begins or ends.
+
+    Its density is max 1 / std over the Gaussians that reach x. A gap that none reaches counts as one standard
+    deviation however wide it is: there is nothing in it.
     """
     means, stds = cover.means[:, 0], jnp.sqrt(cover.variances[:, 0])
     low, high = means - REACH * stds, means + REACH * stds
     corners = jnp.sort(jnp.concatenate([low, high]))
-    middles = (corners[1:] + corners[:-1]) / 2
+    middles, widths = (corners[1:] + corners[:-1]) / 2, jnp.diff(corners)
     reached = (low[:, None] < middles[None]) & (middles[None] < high[:, None])
-    density = jnp.max(jnp.where(reached, 1 / stds[:, None], 1 / stds.max()), axis=0)
-    counted = jnp.concatenate([jnp.zeros(1), jnp.cumsum(density * jnp.diff(corners))])
-    return jnp.interp(jnp.linspace(0, counted[-1], panels + 1), counted, corners)
-
-
-def split_at_roots(
-    edges: Float[Array, " n_1"], f: Callable[[Float[Array, " n"]], Float[Array, " n"]]
-) -> Float[Array, " m"]:
-    """Edges with a further edge in every panel: where f changes sign, by bisection, or at the panel's right end.
-
-    A panel of width zero costs nothing; an integrand with a kink at the roots of f becomes smooth on each side.
-    """
-    right = edges[1:]
-
-    def halve(i, state):
-        low, high, sign = state
-        x = jnp.where(i == 0, low, (low + high) / 2)  # the edges themselves in the first round: f is compiled once
-        here = jnp.sign(f(x))
-        sign = jnp.where(i == 0, here, sign)
-        return jnp.where(here == sign, x, low), jnp.where(here == sign, high, x), sign
-
-    closed = jnp.append(right, edges[-1])  # the last panel has no width: it is there for the sign at its edge
-    low, _, sign = jax.lax.fori_loop(0, 51, halve, (edges, closed, jnp.zeros_like(edges)))
-    roots = jnp.where(sign[:-1] * sign[1:] < 0, low[:-1], right)
-    return jnp.concatenate([edges[:1], jnp.stack([roots, right], axis=1).ravel()])
+    density = jnp.max(jnp.where(reached, 1 / stds[:, None], 0.0), axis=0)
+    count = jnp.where(density > 0, density * widths, jnp.minimum(1.0, widths / stds.min()))
+    return jnp.concatenate([jnp.zeros(1), jnp.cumsum(count)]), corners
 
 
 def legendre_panels(edges: Float[Array, " panels_1"], order: int = 12) -> Rule:
@@ -100,6 +97,17 @@ def legendre_panels(edges: Float[Array, " panels_1"], order: int = 12) -> Rule:
     middle = (edges[1:] + edges[:-1])[:, None] / 2
     x = middle + half * nodes[None]
     return Rule(x.reshape(-1, 1), (half * weights[None]).ravel(), (half * coarse[None]).ravel())
+
+
+def panel_errors(rule: Rule, values: Float[Array, " n"], order: int = 12) -> Float[Array, " panels"]:
+    """What the integral over each panel of `legendre_panels` may be off by.
+
+    The distance d to the coarse rule is the error of that; the rule itself is right to twice as many digits. As in
+    QUADPACK (Piessens et al. 1983, routine QK15) the estimate is a min(1, (200 d / a)^1.5), a the integral of |f|.
+    """
+    size = abs(rule.weights * values).reshape(-1, order).sum(1)
+    gap = abs(((rule.weights - rule.coarse) * values).reshape(-1, order).sum(1))
+    return size * jnp.minimum(1.0, (200 * gap / jnp.where(size > 0, size, 1.0)) ** 1.5)
 
 
 class Cumulative(NamedTuple):
@@ -123,6 +131,111 @@ def cumulative(rule: Rule, values: Float[Array, " n"], order: int = 12) -> Cumul
     left = before[:, None] + half[:, None] * (panels @ matrix.T)
     right = after[:, None] + half[:, None] * (panels @ (weights[None] - matrix).T)
     return Cumulative(left.ravel(), right.ravel())
+
+
+class Piecewise(NamedTuple):
+    """A function on the line that is a polynomial in t on every panel, x = middle + half t, and its integral.
+
+    Of an integrand made of Gaussians, and panels that suit it, the interpolant at the nodes of Gauss and Legendre has
+    nearly all digits. It can be evaluated, integrated and split anywhere without evaluating the function again.
+    """
+
+    edges: Float[Array, " panels_1"]
+    powers: Float[Array, "panels order"]  # the coefficients of 1, t, t², ...
+    primitive: Float[Array, "panels order_1"]  # those of its integral over t from -1
+    left: Float[Array, " panels"]  # the integral up to each panel's left end
+    right: Float[Array, " panels"]  # the integral from each panel's right end
+
+    @property
+    def half(self) -> Float[Array, " panels"]:
+        return jnp.diff(self.edges) / 2
+
+    @property
+    def middle(self) -> Float[Array, " panels"]:
+        return (self.edges[1:] + self.edges[:-1]) / 2
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        i, t = self._place(x)
+        return polynomial(self.powers[i], t)
+
+    def below(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The integral up to x."""
+        i, t = self._place(x)
+        return self.left[i] + self.half[i] * polynomial(self.primitive[i], t)
+
+    def above(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The integral from x on; a sum of its own, for the total minus the rest would lose a small tail."""
+        i, t = self._place(x)
+        return self.right[i] + self.half[i] * (self.primitive[i].sum(-1) - polynomial(self.primitive[i], t))
+
+    def _place(self, x: Float[Array, " n"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+        """The panel of every x, and where in it x is, from -1 to 1."""
+        i = jnp.clip(jnp.searchsorted(self.edges, x, side="right") - 1, 0, len(self.left) - 1)
+        half = self.half[i]
+        return i, jnp.clip((x - self.middle[i]) / jnp.where(half > 0, half, 1.0), -1.0, 1.0)
+
+
+def piecewise(edges: Float[Array, " panels_1"], values: Float[Array, " n"], order: int = 12) -> Piecewise:
+    """The interpolant of values at the nodes of `legendre_panels(edges, order)`."""
+    to_powers, to_primitive, _ = _interpolation(order)
+    panels, half = values.reshape(-1, order), jnp.diff(edges) / 2
+    powers, primitive = panels @ to_powers.T, panels @ to_primitive.T
+    whole = half * primitive.sum(-1)  # at t = 1
+    left, right = jnp.cumsum(whole) - whole, jnp.cumsum(whole[::-1])[::-1] - whole
+    return Piecewise(edges, powers, primitive, left, right)
+
+
+def coarsened(values: Float[Array, " n"], order: int = 12) -> Float[Array, " n"]:
+    """The values at the nodes of the interpolant through all nodes of a panel but the two next to its centre.
+
+    What is computed of them has the error of the coarse rule.
+    """
+    return (values.reshape(-1, order) @ _interpolation(order)[2].T).ravel()
+
+
+def absolute(f: Piecewise) -> Float[Array, ""]:
+    """integral |f|: each stretch between two nodes is cut where f changes sign, by bisection."""
+    order = f.powers.shape[-1]
+    t = np.concatenate([[-1.0], legendre(order)[0], [1.0]])
+    signs = jnp.sign(f.powers @ np.vander(t, order, increasing=True).T)
+    low, high = (jnp.broadcast_to(part, (len(f.left), order + 1)) for part in (t[:-1], t[1:]))
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        same = jnp.sign(polynomial(f.powers[:, None], middle)) == signs[:, :-1]
+        return jnp.where(same, middle, low), jnp.where(same, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 50, halve, (low, high))
+    root = jnp.where(signs[:, :-1] * signs[:, 1:] < 0, (low + high) / 2, t[1:])
+    at = f.primitive @ np.vander(t, order + 1, increasing=True).T
+    at_root = polynomial(f.primitive[:, None], root)
+    pieces = jnp.abs(at_root - at[:, :-1]) + jnp.abs(at[:, 1:] - at_root)
+    return f.half @ pieces.sum(-1)
+
+
+def polynomial(powers: Float[Array, "*#n order"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sum_n powers_n t^n, by Horner's scheme."""
+    value = jnp.zeros_like(t)
+    for n in range(powers.shape[-1] - 1, -1, -1):
+        value = value * t + powers[..., n]
+    return value
+
+
+@lru_cache
+def _interpolation(order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """From values at the nodes of Gauss and Legendre to powers of the interpolant and of its primitive; `coarsened`."""
+    nodes = np.polynomial.legendre.leggauss(order)[0]
+    to_series = np.linalg.inv(np.polynomial.legendre.legvander(nodes, order - 1))
+    to_powers = np.zeros((order, order))
+    for n in range(order):
+        to_powers[: n + 1, n] = np.polynomial.legendre.leg2poly(np.eye(order)[n, : n + 1])
+    primitive = np.polynomial.polynomial.polyint(np.eye(order), lbnd=-1)
+    kept = np.delete(np.arange(order), [order // 2 - 1, order // 2])
+    fewer = np.polynomial.legendre.legvander(nodes, order - 3)
+    coarse = np.zeros((order, order))
+    coarse[:, kept] = fewer @ np.linalg.inv(fewer[kept])
+    return to_powers @ to_series, primitive @ to_powers @ to_series, coarse
 
 
 @lru_cache

@@ -182,7 +182,7 @@ def run(config: Config) -> Arrays:
         kl_error=learned.kl.error[..., -1],
         fisher=learned.fisher.value,
         error=learned.error.value,
-        upper=learned.mode_weights[..., -1, int(np.argmax(p.target.means[:, 0]))],
+        upper=learned.mode_weights.value[..., -1, int(np.argmax(p.target.means[:, 0]))],
         exact=both.kl.value[1, -1, :, -1],
         exact_error=both.kl.error[1, -1, :, -1],
         reference=np.asarray(reference.value[:, -1]),
