@@ -16,7 +16,7 @@ from theory.contraction import sde_cover
 from theory.mixtures import noise_fn
 from theory.problems import Problem
 from theory.quadrature import Rule, legendre_panels, panel_edges
-from theory.types import Solver, Time, Times
+from theory.types import NoiseFn, Solver, Time, Times
 
 
 class Moments(NamedTuple):
@@ -28,13 +28,18 @@ class Moments(NamedTuple):
 
 @jax.jit
 def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times) -> Moments:
-    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts.
+    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts. See `affine_chain`."""
+    return affine_chain(solver, noise_fn(problem.target, problem.schedule), moments, ts)
 
-    The exact noise prediction is affine, so a step is too: m <- f(m), C <- A C A^T + std² I with A the Jacobian of f.
-    x and what the solver remembers have a joint Gaussian law, so multistep solvers are no exception. Any dimension.
-    Steps of no length change nothing: grids of one length, filled up with their last time, compile once.
+
+@jax.jit
+def affine_chain(solver: Solver, eps_fn: NoiseFn, moments: Moments, ts: Times) -> Moments:
+    """The laws of a solver's chain with an affine noise prediction, started from a Gaussian: (times, ...) along ts.
+
+    A step is affine too: m <- f(m), C <- A C A^T + std² I with A the Jacobian of f. x and what the solver remembers
+    have a joint Gaussian law, so multistep solvers are no exception. Any dimension. Steps of no length change nothing:
+    grids of one length, filled up with their last time, compile once.
     """
-    eps_fn = noise_fn(problem.target, problem.schedule)
     mean, covariance = moments
     d = len(mean)
     remembered, unravel = ravel_pytree(solver.init(mean))
