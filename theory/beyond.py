@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ OFF = "score off by 10 %"
 def inexact_scores(study: Study) -> Iterator[Check]:
     """What if the score is not exact? Closed form for (1 + ε) score, the decomposition of dKL, and Girsanov's bound."""
     g, zero = gaussian_problem(), jnp.zeros(())
-    more = {"about": GAUSSIANS, "assumes": OFF}
+    more: dict[str, Any] = {"about": GAUSSIANS, "assumes": OFF}
     levels, errors = (0.5, 1.0, 2.0, 0.5, 1.0), (0.1, 0.1, 0.1, -0.1, -0.1)
     for lam, error, found in zip(levels, errors, _scaled(g, levels, errors), strict=True):
         before, closed = (inexact_score(g, s, lam, error).kl() for s in (g.t0, zero))
@@ -124,7 +124,7 @@ def inexact_scores(study: Study) -> Iterator[Check]:
         )
 
 
-def _girsanov(g: Problem, more: dict[str, str]) -> Iterator[Check]:
+def _girsanov(g: Problem, more: dict[str, Any]) -> Iterator[Check]:
     """The bound, which is all there is from the right start; where it is attained; where its parts are least."""
     zero, right = jnp.zeros(()), g._replace(start=g.marginal(g.t0))
     levels = (0.5, 1.0, 2.0)
@@ -207,6 +207,12 @@ def least(f: Callable[[float], float | Time]) -> float:
     """The noise level between 1/8 and 8 at which this is least."""
     found = minimize_scalar(lambda log: float(f(float(np.exp(log)))), bounds=(-2.08, 2.08), options={"xatol": 1e-9})
     return float(np.exp(found.x))
+
+
+def extrapolated(values: Float[np.ndarray, "3"]) -> float:
+    """The limit of a series in 1/N from N, 2 N and 4 N, but for its third term. Richardson 1911."""
+    first = 2 * values[1:] - values[:-1]
+    return float((4 * first[1] - first[0]) / 3)
 
 
 def whole_bound(g: Problem, lam: float, error: float) -> Time:

@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 @jax.jit
 def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times) -> Moments:
-    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts. See `affine_chain`."""
+    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts."""
     return affine_chain(solver, noise_fn(problem.target, problem.schedule), moments, ts)
 
 

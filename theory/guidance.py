@@ -195,8 +195,7 @@ def tilted(given: Guided, s: Time) -> Normal:
     return Normal((w * one.mean / one.variance + (1 - w) * other.mean / other.variance) / precision, 1 / precision)
 
 
-@jax.jit
-def rho(given: Guided, s: Time, lam: float | Time) -> Scalar:
+def guided_rho(given: Guided, s: Time, lam: float | Time) -> Scalar:
     """What is left of a mean shift between two guided runs, squared and in deviations of the right one; at most 1.
 
     For Gaussian starts KL(s) is 1/2 [rho e² + rho (r - 1) - log(1 + rho (r - 1))] as in Theorem 3.1, (e, r) at t0.
