@@ -215,7 +215,7 @@ def extrapolated(values: Float[np.ndarray, "3"]) -> float:
     return float((4 * first[1] - first[0]) / 3)
 
 
-def whole_bound(g: Problem, lam: float, error: float) -> Time:
+def whole_bound(g: Problem, lam: float | Time, error: float | Time) -> Time:
     """KL(t0) + (1 + lam²)²/(8 lam²) integral g² E|e|², at most which KL(0) is."""
     return inexact_score(g, g.t0, lam).kl() + girsanov(g, jnp.zeros(()), lam, error)
 

@@ -29,7 +29,7 @@ from theory.guidance import (
     tilted,
     two_chains,
 )
-from theory.mixtures import gaussian
+from theory.mixtures import GaussianMixture, gaussian
 from theory.problems import Problem
 from theory.quadrature import interval
 from theory.solve import time_grid
@@ -48,11 +48,10 @@ def guided_gaussians(scale: float = SCALE) -> Guided:
     return Guided(gaussian_problem(), gaussian([0.7], [[0.36]]), jnp.asarray(scale, float))
 
 
-def guided_mode() -> tuple[Problem, Partial]:
-    """The upper of the two modes of the paper's toy as a class, edited as there, with w = 4."""
+def mode_of_the_toy() -> tuple[Problem, GaussianMixture]:
+    """The upper of the two modes of the paper's toy as a class, edited as there, and the law of all."""
     toy = paper_problem()
-    mode = class_law(toy.target, np.array([1]))
-    return toy._replace(target=mode), guided(mode, toy.target, toy.schedule, 4.0)
+    return toy._replace(target=class_law(toy.target, np.array([1]))), toy.target
 
 
 class Known(NamedTuple):
@@ -261,7 +260,8 @@ def _chains(solver: Solver, given: Guided, grids: Float[Array, "n times"]) -> Ar
 
 def _on_modes() -> Iterator[Check]:
     """A class that is one of two modes, where the guided drift is not affine, in forty steps of DDPM."""
-    p, eps_fn = guided_mode()
+    p, unconditional = mode_of_the_toy()
+    eps_fn = guided(p.target, unconditional, p.schedule, 4.0)
     ts = time_grid(p.schedule, 40, "log_snr", end=0.01)
     chains = two_chains(DDIM(p.schedule, 1.0), eps_fn, (p.start, p.marginal(p.t0)), ts, 9.0)
     kl = np.asarray(chains.kl())
