@@ -131,7 +131,7 @@ def _girsanov(g: Problem, more: dict[str, Any]) -> Iterator[Check]:
     for lam, found in zip(levels, _scaled(right, levels, (0.1,) * 3), strict=True):
         bound = girsanov(right, zero, lam, 0.1)
         yield at_most(
-            f"Girsanov's bound on the damage of an inexact score, from the right start, lam = {lam:g}",
+            f"Girsanov's bound on an inexact score, from the right start, lam = {lam:g}",
             "KL(0) <= (1+λ²)²/(8λ²) ∫g²E|e|²",
             found.end.kl(),
             bound,

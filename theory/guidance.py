@@ -19,7 +19,6 @@ multiplied by
     push = (C_s / C)^(kappa w) (U_s / U)^(kappa (1 - w)).
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,13 +27,12 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from theory.chains import ChainLaws
 from theory.gaussians import Offset
 from theory.mixtures import GaussianMixture, noise_fn
 from theory.predictions import guide
 from theory.problems import Problem
-from theory.quadrature import Rule, legendre_panels
-from theory.types import NoiseFn, Schedule, Solver, Time, Times, X
+from theory.quadrature import legendre_panels
+from theory.types import Schedule, Time, X
 
 Scalar = Float[Array, ""]
 
@@ -209,36 +207,3 @@ def guided_rho(given: Guided, s: Time, lam: float | Time) -> Scalar:
 def contracted(rho: Scalar, start: Offset) -> Scalar:
     """1/2 [rho e² + rho (r - 1) - log(1 + rho (r - 1))]: KL once a Gaussian offset has been contracted by rho."""
     return Offset(jnp.sqrt(rho) * start.e, 1 + rho * (start.r - 1)).kl()
-
-
-@partial(jax.jit, static_argnames="points")
-def two_chains(
-    solver: Solver,
-    eps_fn: NoiseFn,
-    laws: tuple[GaussianMixture, GaussianMixture],
-    ts: Times,
-    reach: float | Time,
-    points: int = 801,
-) -> ChainLaws:
-    """The densities of a stochastic one-step solver's chain from two laws at ts[0], on the line, any noise prediction.
-
-    Chapman-Kolmogorov by the trapezoidal rule on [-reach, reach], which must hold both laws at all times; for kernels
-    wider than the spacing of the points it is right to rounding, and the masses tell. Two runs of one sampler: their KL
-    is exact for its finitely many steps.
-    """
-    x = jnp.linspace(-reach, reach, points)
-    dx = x[1] - x[0]
-
-    def step(densities: Float[Array, "2 n"], ends: Float[Array, "2"]) -> tuple[Array, Array]:
-        q, _ = solver.kernel(eps_fn, x[:, None], ends[0], ends[1], solver.init(x[:, None]))
-        z = (x[None] - q.mean) / q.std  # (from, to)
-        transition = jnp.exp(-(z**2) / 2) / (jnp.sqrt(2 * jnp.pi) * q.std)
-        densities = dx * densities @ transition
-        return densities, densities
-
-    first = jnp.exp(jnp.stack([law.log_prob(x[:, None]) for law in laws]))
-    _, later = jax.lax.scan(step, first, jnp.stack([ts[:-1], ts[1:]], axis=1))
-    densities = jnp.concatenate([first[None], later])
-    weights = jnp.full((len(ts), points), dx)
-    rule = Rule(jnp.tile(x[None, :, None], (len(ts), 1, 1)), weights, weights)
-    return ChainLaws(rule, densities[:, 0], densities[:, 1])

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from theory.beyond import Solved, by_moment_equations, extrapolated
-from theory.chains import Moments, affine_chain
+from theory.chains import Moments, affine_chain, two_chains
 from theory.checks import GAUSSIANS, Check, Study, at_most, equal, gaussian_problem, less, paper_problem
 from theory.gaussians import Offset, clock, girsanov_factor, inexact_score
 from theory.guidance import (
@@ -27,7 +27,6 @@ from theory.guidance import (
     guided_sde_law,
     normal,
     tilted,
-    two_chains,
 )
 from theory.mixtures import GaussianMixture, gaussian
 from theory.problems import Problem

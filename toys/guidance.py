@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from theory.beyond import least, whole_bound
-from theory.chains import Moments, affine_chain
+from theory.chains import Moments, affine_chain, two_chains
 from theory.checks import gaussian_problem
 from theory.fokker_planck import inexact_curve, inexact_flow
 from theory.gaussians import girsanov, inexact_score
-from theory.guidance import Guided, Normal, guided, guided_law, guided_ode_variance, guided_sde_law, tilted, two_chains
+from theory.guidance import Guided, Normal, guided, guided_law, guided_ode_variance, guided_sde_law, tilted
 from theory.guidance_statements import guided_gaussians, mode_of_the_toy
 from theory.problems import Problem
 from theory.solve import time_grid
