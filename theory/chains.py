@@ -13,10 +13,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from theory.contraction import sde_cover
-from theory.mixtures import noise_fn
+from theory.mixtures import GaussianMixture, noise_fn
 from theory.problems import Problem
 from theory.quadrature import Rule, legendre_panels, panel_edges
-from theory.types import Solver, Time, Times
+from theory.types import NoiseFn, Solver, Time, Times
 
 
 class Moments(NamedTuple):
@@ -28,13 +28,18 @@ class Moments(NamedTuple):
 
 @jax.jit
 def gaussian_chain(solver: Solver, problem: Problem, moments: Moments, ts: Times) -> Moments:
-    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts.
+    """The laws of a solver's chain for Gaussian data, started from a Gaussian: (times, ...) along ts."""
+    return affine_chain(solver, noise_fn(problem.target, problem.schedule), moments, ts)
 
-    The exact noise prediction is affine, so a step is too: m <- f(m), C <- A C A^T + std² I with A the Jacobian of f.
-    x and what the solver remembers have a joint Gaussian law, so multistep solvers are no exception. Any dimension.
-    Steps of no length change nothing: grids of one length, filled up with their last time, compile once.
+
+@jax.jit
+def affine_chain(solver: Solver, eps_fn: NoiseFn, moments: Moments, ts: Times) -> Moments:
+    """The laws of a solver's chain with an affine noise prediction, started from a Gaussian: (times, ...) along ts.
+
+    A step is affine too: m <- f(m), C <- A C A^T + std² I with A the Jacobian of f. x and what the solver remembers
+    have a joint Gaussian law, so multistep solvers are no exception. Any dimension. Steps of no length change nothing:
+    grids of one length, filled up with their last time, compile once.
     """
-    eps_fn = noise_fn(problem.target, problem.schedule)
     mean, covariance = moments
     d = len(mean)
     remembered, unravel = ravel_pytree(solver.init(mean))
@@ -102,4 +107,37 @@ def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) ->
     laws = jnp.exp(jnp.stack([problem.start.log_prob(first.nodes), problem.marginal(ts[0]).log_prob(first.nodes)]))
     _, rest = jax.lax.scan(step, (first, laws), (ts[:-1], ts[1:]))
     rule, densities = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (first, laws), rest)
+    return ChainLaws(rule, densities[:, 0], densities[:, 1])
+
+
+@partial(jax.jit, static_argnames="points")
+def two_chains(
+    solver: Solver,
+    eps_fn: NoiseFn,
+    laws: tuple[GaussianMixture, GaussianMixture],
+    ts: Times,
+    reach: float | Time,
+    points: int = 801,
+) -> ChainLaws:
+    """The densities of a stochastic one-step solver's chain from two laws at ts[0], on the line, any noise prediction.
+
+    Chapman-Kolmogorov by the trapezoidal rule on [-reach, reach], which must hold both laws at all times; for kernels
+    wider than the spacing of the points it is right to rounding, and the masses tell. Two runs of one sampler: their KL
+    is exact for its finitely many steps.
+    """
+    x = jnp.linspace(-reach, reach, points)
+    dx = x[1] - x[0]
+
+    def step(densities: Float[Array, "2 n"], ends: Float[Array, "2"]) -> tuple[Array, Array]:
+        q, _ = solver.kernel(eps_fn, x[:, None], ends[0], ends[1], solver.init(x[:, None]))
+        z = (x[None] - q.mean) / q.std  # (from, to)
+        transition = jnp.exp(-(z**2) / 2) / (jnp.sqrt(2 * jnp.pi) * q.std)
+        densities = dx * densities @ transition
+        return densities, densities
+
+    first = jnp.exp(jnp.stack([law.log_prob(x[:, None]) for law in laws]))
+    _, later = jax.lax.scan(step, first, jnp.stack([ts[:-1], ts[1:]], axis=1))
+    densities = jnp.concatenate([first[None], later])
+    weights = jnp.full((len(ts), points), dx)
+    rule = Rule(jnp.tile(x[None, :, None], (len(ts), 1, 1)), weights, weights)
     return ChainLaws(rule, densities[:, 0], densities[:, 1])

@@ -28,10 +28,18 @@ STATEMENTS = {
     "lambda": Theorem("Any noise level between and beyond", "theory.beyond:lambda_family"),
     "divergences": Theorem("Any f-divergence", "theory.beyond:f_divergences"),
     "scores": Theorem("Inexact scores", "theory.beyond:inexact_scores"),
+    "guidance": Theorem("Classifier-free guidance", "theory.guidance_statements:guidance"),
     "steps": Theorem("Finitely many steps", "theory.beyond:discretisation"),
 }
 
-CONTROLS = (  # functions of theory.controls
+
+def _controls(module: str, *names: str) -> dict[str, str]:
+    """By its name the function of a control, module:function, which has the same name."""
+    return {name: f"{module}:{name.replace('-', '_')}" for name in names}
+
+
+CONTROLS = _controls(
+    "theory.controls",
     "ode-contracts",
     "sde-is-invariant",
     "fisher-without-half",
@@ -44,12 +52,20 @@ CONTROLS = (  # functions of theory.controls
     "noise-level-does-not-matter",
     "inexact-ode-is-invariant",
     "discretisation-is-free",
+) | _controls(
+    "theory.guidance_controls",
+    "guided-sampling-ends-at-the-class-law",
+    "ddim-and-ddpm-have-one-limit-under-guidance",
+    "the-guided-drift-is-the-drift-of-p-t",
+    "guided-runs-contract-as-unguided-ones",
+    "girsanovs-factor-off-by-one-percent",
+    "the-whole-bound-is-least-at-lam-1",
 )
 
 
 def control(name: str, study: "Study") -> "Check":
     """A false statement, put to the same machinery."""
-    return _loaded(f"theory.controls:{name.replace('-', '_')}")(study)
+    return _loaded(CONTROLS[name])(study)
 
 
 def _loaded(where: str) -> Callable[..., Any]:

@@ -60,6 +60,31 @@ def inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | T
     return Offset(e * jnp.exp(-passed / 2), fresh + r * jnp.exp(-passed))
 
 
+def girsanov_factor(lam: float | Time) -> float | Time:
+    """(1 + lam²)² / (8 lam²), what integral g² E|e|² dt is multiplied with in Girsanov's bound; least, 1/2, at lam = 1.
+
+    The drifts of two lambda-SDEs whose scores differ by e differ by (1 + lam²)/2 g² e, over noise lam g.
+    """
+    return (1 + lam**2) ** 2 / (8 * lam**2)
+
+
+@jax.jit
+def girsanov(problem: Problem, s: Time, lam: float | Time, error: float | Time) -> Scalar:
+    """(1 + lam²)²/(8 lam²) integral over [s, t0] of g² E_p~|e|² dt, e = error score, for Gaussian laws, d = 1.
+
+    By Girsanov's theorem the KL between the paths of the inexact and the exact lambda-SDE from one start; KL at s is at
+    most KL at t0 plus this. In the clock A, g² E|e|² dt = error² (r + e²) dA with (e, r) as in `inexact_score`:
+        integral = error² {lam²/k A + (r + e² - lam²/k) [1 - exp(-k A)]/k}.
+    """
+    start = inexact_score(problem, problem.t0, lam, error)
+    A = clock(problem, s)
+    k = lam**2 + (1 + lam**2) * error
+    safe = jnp.where(k == 0, 1.0, k)
+    decayed = jnp.where(k == 0, A, -jnp.expm1(-k * A) / safe)  # integral of exp(-k a)
+    fresh = jnp.where(k == 0, lam**2 * A**2 / 2, lam**2 / safe * (A - decayed))
+    return girsanov_factor(lam) * error**2 * (fresh + (start.r + start.e**2) * decayed)
+
+
 def path_covariance(
     problem: Problem, ts: Times, independent: bool | Bool[Array, ""] = False
 ) -> Float[Array, "times times"]:

@@ -18,7 +18,7 @@ from theory.mixtures import from_covariances, gaussian, noise_fn
 from theory.problems import Problem
 from theory.ratios import ratio_sde
 from theory.solvers import DDIM
-from toys import drag, kl, learned, pictures, plane, priors, steps
+from toys import drag, guidance, kl, learned, pictures, plane, priors, steps
 from toys.__main__ import EXPERIMENTS, experiment
 
 pytestmark = pytest.mark.hasty
@@ -145,6 +145,16 @@ def test_orders_are_told_apart():
     orders = np.array([order for _, order in steps.solvers(steps.gaussian_problem().schedule).values()])
     np.testing.assert_allclose(slopes, orders, rtol=steps.ORDER)
     assert np.all(np.abs(slopes - (3 - orders)) > steps.ORDER * (3 - orders))
+
+
+def test_the_two_limits_of_guidance_are_told_apart():
+    """With DDIM and DDPM, or the ODE and the SDE, exchanged their rows do not agree; two runs contract all the same."""
+    arrays = tiny("guidance")
+    swapped = arrays._replace(chains=arrays.chains[::-1], variances=arrays.variances[[1, 0, 2]])
+    wrong = [row.what for row in guidance.rows(swapped) if not row.agrees]
+    assert len(wrong) == 6 and sum("steps of DD" in what for what in wrong) == 2
+    assert np.all(arrays.between[:, 1, -1] < 1e-4 * arrays.between[:, 1, 0])
+    assert np.all(arrays.mode[1] < arrays.mode[0] / 100) and np.all(arrays.mode_between < 1e-4 * arrays.mode_start)
 
 
 def gaussian_pictures():
@@ -303,6 +313,7 @@ def test_settings_that_would_fail_at_the_end_are_refused():
         (lambda: learned.Config(levels=(0.0, 2.0)), "levels must begin with 0"),
         (lambda: steps.Config(steps=(10,)), "two or more"),
         (lambda: steps.Config(steps=(10, 5)), "two or more"),
+        (lambda: guidance.Config(mode_scales=(0.0, 2.0)), "no guidance"),
     ):
         with pytest.raises(ValueError, match=said):
             make()
