@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
+from theory.arguments import check_level
 from theory.mixtures import noise_fn
 from theory.problems import Problem
 from theory.solve import record, replay
@@ -42,13 +43,20 @@ def clock(problem: Problem, s: Time) -> Scalar:
     return log_signal(s) - log_signal(problem.t0)
 
 
-@jax.jit
 def inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | Time = 0.0) -> Offset:
     """The law at s of the reverse lambda-SDE run with (1 + error) score, for a Gaussian start and target, d = 1.
 
     With k = lam² + (1 + lam²) error and A = `clock`:  e_s = e exp(-k A / 2),  r_s = lam²/k + (r - lam²/k) exp(-k A).
     error = 0 gives rho = exp(-lam² A), the contraction of Theorem 3.1. Derived from the moment equations of the SDE.
+
+    Raises ValueError for a noise level that cannot be.
     """
+    check_level("inexact_score", lam)
+    return _inexact_score(problem, s, lam, error)
+
+
+@jax.jit
+def _inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | Time) -> Offset:
     marginal, start = problem.marginal(problem.t0), problem.start
     e = (start.means - marginal.means)[0, 0] / jnp.sqrt(marginal.variances[0, 0])
     r = (start.variances / marginal.variances)[0, 0]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from theory.arguments import check_level
 from theory.predictions import score_from_eps
 from theory.types import Kernel, NoiseFn, Path, PRNGKey, Schedule, Time, Times, X
 
@@ -46,10 +47,12 @@ def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
 
 def reverse_drift(schedule: Schedule, eps_fn: NoiseFn, x: X, t: Time, lam: float | Time = 1.0) -> X:
     """f x - (1 + lam²)/2 g² score, the drift of the reverse lambda-SDE with respect to dt (t decreasing)."""
+    check_level("reverse_drift", lam)
     score = score_from_eps(schedule, eps_fn(x, t), t)
     return schedule.f(t) * x - (1 + lam**2) / 2 * schedule.beta(t) * score
 
 
 def reverse_diffusion(schedule: Schedule, t: Time, lam: float | Time = 1.0) -> Time:
     """lam g, the diffusion coefficient of the reverse lambda-SDE."""
+    check_level("reverse_diffusion", lam)
     return lam * jnp.sqrt(schedule.beta(t))
