@@ -26,8 +26,8 @@ Values = Float[Array, "*batch"]
 class GaussianMixture(NamedTuple):
     """sum_k w_k N(m_k, Q_k diag(v_k) Q_k^T) in d dimensions; a Gaussian is a mixture of one.
 
-    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d). What is often called by
-    itself is jitted: each of its operations would compile alone.
+    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d), other shapes raise
+    ValueError. What is often called by itself is jitted: each of its operations would compile alone.
     """
 
     log_weights: Float[Array, "*batch k"]
@@ -99,13 +99,16 @@ class GaussianMixture(NamedTuple):
         c = jnp.exp(schedule.log_alpha(t) - schedule.log_alpha(s))
         tau2 = -(schedule.sigma(t) ** 2) * jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))
         gain = c * prior.variances / (c**2 * prior.variances + tau2)
+        logits = self.marginal(schedule, t).component_log_probs(x_t)
         residual = jnp.einsum("ki,kij->kj", x_t[None] - c * prior.means, self.axes)
         means = prior.means + jnp.einsum("kij,kj->ki", self.axes, gain * residual)
-        logits = self.marginal(schedule, t).component_log_probs(x_t)
         return GaussianMixture(jax.nn.log_softmax(logits), means, prior.variances * (1 - c * gain), self.axes)
 
     def _whiten(self, x: Points) -> Float[Array, "k *batch d"]:
         """C_k^-1/2 (x - m_k) in the eigenbasis of each component."""
+        if x.shape[-1:] != (self.dim,):
+            hint = ": use x[:, None]" if self.dim == 1 and x.ndim == 1 else ""
+            raise ValueError(f"points must be (*batch, d) with d = {self.dim}, got {x.shape}{hint}")
         lifted = (-1, *[1] * (x.ndim - 1), self.dim)  # (k, 1, ..., d) against (1, *batch, d)
         centred = x[None] - self.means.reshape(lifted)
         return jnp.einsum("k...i,kij->k...j", centred, self.axes) * self.variances.reshape(lifted) ** -0.5
