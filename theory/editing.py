@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Shaped
 
+from theory.arguments import check_decreasing
 from theory.processes import forward_path
 from theory.solve import Constraint, invert, record, replay, sample
 from theory.types import Noise, NoiseFn, PRNGKey, Solver, Times, X
@@ -57,10 +58,11 @@ def edit(
     manipulate_noise changes the noise that "cycle" recorded, (steps, *x); batch_size is that of `theory.solve.record`.
 
     Raises ValueError for an unknown latent and for a solver that does not fit it: "invert" needs an ODE solver,
-    "cycle" a stochastic one and ts[-1] > 0.
+    "cycle" a stochastic one and ts[-1] > 0. Raises it also for a grid that grows.
     """
     if latent not in get_args(Latent):
         raise ValueError(f"edit: unknown latent {latent!r}; choose one of {', '.join(get_args(Latent))}")
+    check_decreasing("edit", ts)
     path_key, back_key = jr.split(key)
     inverting = latent == "invert"
     path = invert(solver, source_eps, x0, ts) if inverting else forward_path(solver.schedule, x0, ts, path_key)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from theory.arguments import check_level
+from theory.arguments import as_static, check_decreasing, check_level
 from theory.predictions import score_from_eps
 from theory.types import Kernel, NoiseFn, Path, PRNGKey, Schedule, Time, Times, X
 
@@ -29,13 +29,20 @@ def transition(schedule: Schedule, x_s: X, s: Time, t: Time) -> Kernel:
     return Kernel(scale * x_s, schedule.sigma(t) * jnp.sqrt(shrink))
 
 
-@jax.jit
 def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
     """A path of the forward SDE on the decreasing grid ts that starts from x at ts[-1]: (times, *x), path[-1] = x.
 
     y = x / alpha is a Brownian motion in the time (sigma / alpha)², so the whole chain of transitions (Eq. 7) is
     one cumulative sum of its independent increments. No network is needed.
+
+    Raises ValueError for a grid that grows.
     """
+    check_decreasing("forward_path", ts)
+    return _forward_path(as_static(schedule), x, ts, key)
+
+
+@jax.jit
+def _forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
     up = ts[::-1]
     clock = jnp.exp(-schedule.log_snr(up))
     noise = jr.normal(key, (ts.size - 1, *x.shape), x.dtype)

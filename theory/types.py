@@ -38,9 +38,10 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class NoiseFn(Protocol):
-    """eps_hat(x, t), the noise prediction: always a `jax.tree_util.Partial(fn, weights, context, ...)`.
+    """eps_hat(x, t), the noise prediction: a `jax.tree_util.Partial(fn, weights, context, ...)`.
 
-    A Partial is a pytree, so new weights, prompts and scales are new arrays, not a new trace.
+    A Partial is a pytree, so new weights, prompts and scales are new arrays, not a new trace. `theory.solve` and
+    `theory.editing` take a bare function as well, which is traced once for each function object.
     """
 
     def __call__(self, x: X, t: Time) -> X: ...
