@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Shaped
 
-from theory.arguments import check_decreasing
+from theory.arguments import as_partial, decreasing, prepared
 from theory.processes import forward_path
 from theory.solve import Constraint, invert, record, replay, sample
 from theory.types import Noise, NoiseFn, PRNGKey, Solver, Times, X
@@ -33,6 +33,7 @@ def replayed(noise: Noise) -> Noise:
     return noise
 
 
+@prepared(source_eps=as_partial, target_eps=as_partial, ts=decreasing)
 def edit(
     solver: Solver,
     source_eps: NoiseFn,
@@ -62,7 +63,6 @@ def edit(
     """
     if latent not in get_args(Latent):
         raise ValueError(f"edit: unknown latent {latent!r}; choose one of {', '.join(get_args(Latent))}")
-    check_decreasing("edit", ts)
     path_key, back_key = jr.split(key)
     inverting = latent == "invert"
     path = invert(solver, source_eps, x0, ts) if inverting else forward_path(solver.schedule, x0, ts, path_key)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
-from theory.arguments import check_level
+from theory.arguments import level, prepared
 from theory.mixtures import noise_fn
 from theory.problems import Problem
 from theory.solve import record, replay
@@ -43,6 +43,8 @@ def clock(problem: Problem, s: Time) -> Scalar:
     return log_signal(s) - log_signal(problem.t0)
 
 
+@prepared(lam=level)
+@jax.jit
 def inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | Time = 0.0) -> Offset:
     """The law at s of the reverse lambda-SDE run with (1 + error) score, for a Gaussian start and target, d = 1.
 
@@ -51,12 +53,6 @@ def inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | T
 
     Raises ValueError for a noise level that cannot be.
     """
-    check_level("inexact_score", lam)
-    return _inexact_score(problem, s, lam, error)
-
-
-@jax.jit
-def _inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | Time) -> Offset:
     marginal, start = problem.marginal(problem.t0), problem.start
     e = (start.means - marginal.means)[0, 0] / jnp.sqrt(marginal.variances[0, 0])
     r = (start.variances / marginal.variances)[0, 0]

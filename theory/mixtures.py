@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from theory.arguments import as_static
+from theory.arguments import as_static, prepared
 from theory.components import components
 from theory.types import PRNGKey, Schedule, Time
 
@@ -56,12 +56,10 @@ class GaussianMixture(NamedTuple):
         between = jnp.einsum("k,ki,kj->ij", self.weights, centred, centred)
         return jnp.einsum("k,kij->ij", self.weights, self.covariances) + between
 
+    @prepared(schedule=as_static)
+    @jax.jit
     def marginal(self, schedule: Schedule, t: Time) -> "GaussianMixture":
         """The law of x_t = alpha x_0 + sigma eps when x_0 has this law."""
-        return self._marginal(as_static(schedule), t)
-
-    @jax.jit
-    def _marginal(self, schedule: Schedule, t: Time) -> "GaussianMixture":
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         return self._replace(means=alpha * self.means, variances=alpha**2 * self.variances + sigma**2)
 
@@ -164,9 +162,10 @@ def mixture_1d(weights: ArrayLike, means: ArrayLike, stds: ArrayLike) -> Gaussia
     return mixture(weights, means[:, None], stds[:, None, None] ** 2)
 
 
+@prepared(schedule=as_static)
 def noise_fn(target: GaussianMixture, schedule: Schedule) -> Partial:
     """The exact noise prediction eps(x, t) = E[eps | x_t = x] = -sigma grad log p_t(x) of data with this law."""
-    return Partial(_exact_eps, target, as_static(schedule))
+    return Partial(_exact_eps, target, schedule)
 
 
 def _exact_eps(target: GaussianMixture, schedule: Schedule, x: Points, t: Time) -> Points:

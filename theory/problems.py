@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from theory.arguments import as_static
+from theory.arguments import as_static, prepared
 from theory.mixtures import GaussianMixture
 from theory.types import Estimate, Schedule, Time, Times
 
@@ -24,6 +24,7 @@ class Problem(NamedTuple):
         return self.target.marginal(self.schedule, s)
 
 
+@prepared(schedule=as_static)
 def problem(target: GaussianMixture, start: GaussianMixture, schedule: Schedule, t0: float = 1.0) -> Problem:
     """Checks that the two laws can be compared.
 
@@ -35,7 +36,7 @@ def problem(target: GaussianMixture, start: GaussianMixture, schedule: Schedule,
         raise ValueError(f"t0 must lie in (0, 1], got {t0}")
     if target.dim != start.dim:
         raise ValueError(f"target and start must have one dimension, got d = {target.dim} and d = {start.dim}")
-    made = Problem(target, start, as_static(schedule), jnp.asarray(t0, float))
+    made = Problem(target, start, schedule, jnp.asarray(t0, float))
     precisions = np.linalg.inv(made.marginal(made.t0).covariances)
     for j, precision in enumerate(np.linalg.inv(start.covariances)):
         if np.linalg.eigvalsh(2 * precision[None] - precisions).min(axis=1).max() <= 0.05 * np.linalg.norm(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from theory.arguments import check_level
+from theory.arguments import level, prepared
 from theory.flows import flow_map
 from theory.mixtures import GaussianMixture, from_covariances
 from theory.problems import Problem
@@ -145,6 +145,8 @@ def ratio_ode(problem: Problem, s: Time) -> Callable[[Point], Ratio]:
     return ratio
 
 
+@prepared(lam=level)
+@jax.jit
 def law_gaussian(problem: Problem, s: Time, lam: float | Time) -> GaussianMixture:
     """p~_s for a Gaussian target and any lam: each component of the start is mapped affinely and blurred.
 
@@ -153,14 +155,8 @@ def law_gaussian(problem: Problem, s: Time, lam: float | Time) -> GaussianMixtur
 
     Raises ValueError for a target of several components, and for a noise level that cannot be.
     """
-    check_level("law_gaussian", lam)
     if len(problem.target.log_weights) != 1:
         raise ValueError("law_gaussian needs a target of one component")
-    return _law_gaussian(problem, s, lam)
-
-
-@jax.jit
-def _law_gaussian(problem: Problem, s: Time, lam: float | Time) -> GaussianMixture:
     before, after = problem.marginal(problem.t0), problem.marginal(s)
     log_scale = problem.schedule.log_alpha(problem.t0) - problem.schedule.log_alpha(s)
     ratio = after.variances[0] / before.variances[0]

@@ -20,7 +20,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from theory.arguments import as_partial, as_static, check_decreasing
+from theory.arguments import as_partial, as_static, decreasing, prepared
 from theory.schedules import DiscreteVP
 from theory.types import Noise, NoiseFn, Path, PRNGKey, Schedule, Solver, Times, X
 
@@ -41,6 +41,7 @@ class Constraint(NamedTuple):
         return self.mask * x + (1 - self.mask) * reference
 
 
+@prepared(schedule=as_static)
 def time_grid(
     schedule: Schedule,
     steps: int,
@@ -65,7 +66,6 @@ def time_grid(
         )
     if spacing == "uniform":
         return jax.device_put(np.linspace(start, end, steps + 1))
-    schedule = as_static(schedule)
     if spacing == "log_snr":
         if end == 0:
             raise ValueError("time_grid: log_snr is infinite at t = 0; give this spacing an end > 0")
@@ -96,21 +96,18 @@ def _equal_in_log_snr(schedule: Schedule, ends: Float[Array, "2"], steps: int) -
     return jnp.concatenate([ends[:1], inner, ends[1:]])
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
+@jax.jit
 def sample(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, key: PRNGKey, constraint: Constraint | None = None) -> X:
     """Solves from x at ts[0] to ts[-1] with fresh noise and returns the end point, in constant memory.
 
     Equal to `replay(..., unit_noise(key, x, ts))[-1]`. An ODE step (std = 0) ignores the noise.
     """
-    check_decreasing("sample", ts)
-    return _sample(solver, as_partial(eps_fn), x, ts, key, constraint)
-
-
-@jax.jit
-def _sample(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, key: PRNGKey, constraint: Constraint | None) -> X:
     keys = jr.split(key, ts.size - 1)
     return _advance(solver, eps_fn, (x, solver.init(x)), ts, keys, constraint)[0]
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 def sample_parts(
     solver: Solver,
     eps_fn: NoiseFn,
@@ -127,8 +124,6 @@ def sample_parts(
     steps of no length, which are left out, their noise predictions too. A part is on its way before the one before it
     is asked for, so that the device never waits.
     """
-    check_decreasing("sample_parts", ts)
-    eps_fn = as_partial(eps_fn)
     steps = ts.size - 1
     parts = math.ceil(steps / size)
     filled = np.pad(np.asarray(ts), (0, parts * size - steps), mode="edge")
@@ -166,12 +161,13 @@ def _advance(solver, eps_fn, carry, ts, keys, constraint):
     return carry
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
+@jax.jit
 def replay(
     solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, noise: Noise, constraint: Constraint | None = None
 ) -> Path:
     """Solves from x at ts[0] with the given unit noise, (steps, *x), and returns the whole path, (times, *x)."""
-    check_decreasing("replay", ts)
-    return _replay(solver, as_partial(eps_fn), x, ts, noise, constraint)
+    return _replay(solver, eps_fn, x, ts, noise, constraint)
 
 
 @jax.jit
@@ -199,6 +195,7 @@ def unit_noise(key: PRNGKey, x: X, ts: Times) -> Noise:
     return jax.vmap(lambda k: jr.normal(k, x.shape, x.dtype))(jr.split(key, ts.size - 1))
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> Path:
     """Runs an ODE solver up the grid, from x at ts[-1] to ts[0]: the path (times, *x), path[-1] = x.
 
@@ -206,13 +203,13 @@ def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> Path:
 
     Raises ValueError for a stochastic solver, whose steps have no meaning upwards.
     """
-    check_decreasing("invert", ts)
     if solver.stochastic:
         raise ValueError(f"invert runs an ODE up the grid, and {solver} is stochastic")
     no_noise = jnp.zeros((ts.size - 1, *x.shape), x.dtype)
-    return _replay(solver, as_partial(eps_fn), x, ts[::-1], no_noise, None)[::-1]
+    return _replay(solver, eps_fn, x, ts[::-1], no_noise, None)[::-1]
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 def record(solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, *, batch_size: int | None = None) -> Noise:
     """The noise w_s = (x_s - mean(x_t)) / std that makes the solver follow a path: (steps, *x). Eq. (8).
 
@@ -223,8 +220,7 @@ def record(solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, *, batch_size
     Raises ValueError if a step has std = 0, where w would be 0/0: an ODE solver, or a grid that ends at t = 0
     (the latter is seen only outside jit; inside, the noise of that step is not finite).
     """
-    check_decreasing("record", ts)
-    noise, stds = _record(solver, as_partial(eps_fn), path, ts, batch_size=batch_size)
+    noise, stds = _record(solver, eps_fn, path, ts, batch_size=batch_size)
     if not isinstance(stds, Tracer) and not np.all(stds > 0):
         step = int(np.argmin(np.asarray(stds) > 0))
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.tree_util import register_static
 
-from theory.arguments import check_level
+from theory.arguments import level
 from theory.predictions import x0_from_eps
 from theory.processes import reverse_diffusion, reverse_drift
 from theory.types import Kernel, NoiseFn, Schedule, Time, X
@@ -32,10 +32,10 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self):
-        check_level("DDIM", self.eta, "eta")
+        _check("DDIM: eta", self.eta)
         if self.eta > 1:
             raise ValueError(
-                f"DDIM needs eta <= 1, got {self.eta}, where sigma_s² - var may be negative; EulerMaruyama and "
+                f"DDIM: eta must be at most 1, got {self.eta}, where sigma_s² - var may be negative; EulerMaruyama and "
                 "DPMSolverPP2M take larger noise levels, as lam"
             )
 
@@ -70,7 +70,7 @@ class EulerMaruyama:
     lam: float = 1.0
 
     def __post_init__(self):
-        check_level("EulerMaruyama", self.lam)
+        _check("EulerMaruyama: lam", self.lam)
 
     @property
     def stochastic(self) -> bool:
@@ -139,7 +139,7 @@ class DPMSolverPP2M:
     lam: float = 0.0
 
     def __post_init__(self):
-        check_level("DPMSolverPP2M", self.lam)
+        _check("DPMSolverPP2M: lam", self.lam)
 
     @property
     def stochastic(self) -> bool:
@@ -163,3 +163,10 @@ class DPMSolverPP2M:
             std = sigma_s * jnp.sqrt(-jnp.expm1(-2 * self.lam**2 * h))
         mean = shrink * x - self.schedule.alpha(s) * jnp.expm1(-(1 + self.lam**2) * h) * x0
         return Kernel(mean, std), History(x0_hat, h)
+
+
+def _check(name: str, value: float) -> None:
+    try:
+        level(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
