@@ -95,12 +95,18 @@ def at(estimates: Estimate, i: int | slice) -> Estimate:
 def difference(a: Number, b: Number) -> Estimate:
     """a - b, and the errors of both."""
     (a, a_error), (b, b_error) = _value(a), _value(b)
-    return Estimate(np.float64(a - b), np.float64(a_error + b_error))
+    return Estimate(np.asarray(a - b), np.asarray(a_error + b_error))
 
 
 def scaled(number: Estimate, factor: float) -> Estimate:
     """A multiple."""
     return Estimate(factor * number.value, abs(factor) * number.error)
+
+
+def decayed(number: Estimate, integral: Estimate) -> Estimate:
+    """exp(-integral) number."""
+    factor = np.exp(-integral.value)
+    return Estimate(factor * number.value, factor * (number.error + abs(number.value) * integral.error))
 
 
 def largest_growth(estimates: Estimate) -> Estimate:
@@ -142,9 +148,10 @@ class Nodes(NamedTuple):
     def integral(self, value: Float[np.ndarray, " nodes"], error: Float[np.ndarray, " nodes"]) -> Estimate:
         return Estimate(self.weights @ value, self.missed(value).sum() + self.weights @ error)
 
-    def missed(self, value: Float[np.ndarray, " nodes"]) -> Float[np.ndarray, " panels"]:
+    def missed(self, value: Float[np.ndarray | Array, " nodes"]) -> Float[np.ndarray, " panels"]:
         """What the integral of a rate with these values may miss in every panel."""
-        return np.asarray(panel_errors(Rule(self.ts[:, None], self.weights, self.coarse), value, ORDER))
+        rule = Rule(*map(jax.device_put, (self.ts[:, None], self.weights, self.coarse)))
+        return np.asarray(panel_errors(rule, jax.device_put(value), ORDER))
 
 
 @dataclass(frozen=True)
@@ -226,7 +233,7 @@ def _nodes(p: Problem, cuts: Float[np.ndarray, " panels_1"], wanted: float, roun
         found = Nodes(ts, (scale * weights).ravel(), (scale * coarse).ravel(), curve)
         known = [name for name, rate in curve.rates.items() if np.all(np.isfinite(rate.value))]
         totals = {n: sum(part.weights @ part.curve.rates[n].value for part in [*kept, found]) for n in known}
-        missed = np.max([found.missed(found.curve.rates[name].value) / totals[name] for name in known], axis=0)
+        missed = np.max([found.missed(curve.rates[name].value) / totals[name] for name in known], axis=0)
         good = (missed <= wanted / 20) | (missed.sum() <= wanted) | (left == 0)
         kept += [_panel(found, i) for i, enough in enumerate(good) if enough]
         halves = [((a, (a + b) / 2), ((a + b) / 2, b)) for (a, b), enough in zip(todo, good, strict=True) if not enough]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
@@ -94,7 +95,7 @@ def renyi(order: float) -> Divergence:
     return Divergence(lambda r, g: jnp.exp((order - 1) * r), lambda mean: jnp.log(mean) / (order - 1))
 
 
-def _finish(divergence: Divergence, mean: Array, error: Array) -> Estimate:
+def _finish(divergence: Divergence, mean: Array | np.ndarray, error: Array | np.ndarray) -> Estimate:
     """Passes a mean and its error through `finish`; first order, as both errors are small."""
     value, slope = jax.value_and_grad(divergence.finish)(mean)
     return Estimate(value, jnp.abs(slope) * error)

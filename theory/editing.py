@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Shaped
 
+from theory.arguments import as_partial, decreasing, prepared
 from theory.processes import forward_path
 from theory.solve import Constraint, invert, record, replay, sample
 from theory.types import Noise, NoiseFn, PRNGKey, Solver, Times, X
@@ -32,6 +33,7 @@ def replayed(noise: Noise) -> Noise:
     return noise
 
 
+@prepared(source_eps=as_partial, target_eps=as_partial, ts=decreasing)
 def edit(
     solver: Solver,
     source_eps: NoiseFn,
@@ -57,7 +59,7 @@ def edit(
     manipulate_noise changes the noise that "cycle" recorded, (steps, *x); batch_size is that of `theory.solve.record`.
 
     Raises ValueError for an unknown latent and for a solver that does not fit it: "invert" needs an ODE solver,
-    "cycle" a stochastic one and ts[-1] > 0.
+    "cycle" a stochastic one and ts[-1] > 0. Raises it also for a grid that grows.
     """
     if latent not in get_args(Latent):
         raise ValueError(f"edit: unknown latent {latent!r}; choose one of {', '.join(get_args(Latent))}")

@@ -44,12 +44,12 @@ def steps_of(problem: Problem, ts: Times, count: int) -> Steps:
     """
     t0, (first, last) = problem.t0, scales(problem)
 
-    def counted(t: Times) -> Times:
+    def counted(t: Array) -> Array:
         since = jnp.log1p((t0 - t) / first) / jnp.log1p(t0 / first)
         left = 1 - jnp.log1p(t / last) / jnp.log1p(t0 / last)
         return (t0 - t) / t0 + since + left
 
-    wanted = jnp.linspace(*counted(ts[jnp.array([0, -1])]), count + 1)
+    wanted = jnp.linspace(counted(ts[0]), counted(ts[-1]), count + 1)
     low, high = (jnp.broadcast_to(ts[i], wanted.shape) for i in (-1, 0))
 
     def halve(_, bracket):

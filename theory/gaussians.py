@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
+from theory.arguments import level, prepared
 from theory.mixtures import noise_fn
 from theory.problems import Problem
 from theory.solve import record, replay
@@ -42,12 +43,15 @@ def clock(problem: Problem, s: Time) -> Scalar:
     return log_signal(s) - log_signal(problem.t0)
 
 
+@prepared(lam=level)
 @jax.jit
 def inexact_score(problem: Problem, s: Time, lam: float | Time, error: float | Time = 0.0) -> Offset:
     """The law at s of the reverse lambda-SDE run with (1 + error) score, for a Gaussian start and target, d = 1.
 
     With k = lam² + (1 + lam²) error and A = `clock`:  e_s = e exp(-k A / 2),  r_s = lam²/k + (r - lam²/k) exp(-k A).
     error = 0 gives rho = exp(-lam² A), the contraction of Theorem 3.1. Derived from the moment equations of the SDE.
+
+    Raises ValueError for a noise level that cannot be.
     """
     marginal, start = problem.marginal(problem.t0), problem.start
     e = (start.means - marginal.means)[0, 0] / jnp.sqrt(marginal.variances[0, 0])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jaxtyping import Array, Float
 
@@ -164,6 +165,6 @@ def heat_curve(problem: Problem, ts: Times, lam: float | Time, cells: int = 400,
     return Curve(ts, f, rates, tv, w2, found["mass"], found["mode_weights"])
 
 
-def _along(times: Times, values: Array) -> Array:
+def _along(times: Times, values: Array | np.ndarray) -> Array:
     """(times,) against values of shape (times, ...)."""
     return times.reshape(-1, *[1] * (values.ndim - 1))

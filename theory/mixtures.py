@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from theory.arguments import as_static, prepared
 from theory.components import components
 from theory.types import PRNGKey, Schedule, Time
 
@@ -26,8 +27,8 @@ Values = Float[Array, "*batch"]
 class GaussianMixture(NamedTuple):
     """sum_k w_k N(m_k, Q_k diag(v_k) Q_k^T) in d dimensions; a Gaussian is a mixture of one.
 
-    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d). What is often called by
-    itself is jitted: each of its operations would compile alone.
+    Build one with `mixture` or `gaussian`, which check their input. Points are (*batch, d), other shapes raise
+    ValueError. What is often called by itself is jitted: each of its operations would compile alone.
     """
 
     log_weights: Float[Array, "*batch k"]
@@ -55,6 +56,7 @@ class GaussianMixture(NamedTuple):
         between = jnp.einsum("k,ki,kj->ij", self.weights, centred, centred)
         return jnp.einsum("k,kij->ij", self.weights, self.covariances) + between
 
+    @prepared(schedule=as_static)
     @jax.jit
     def marginal(self, schedule: Schedule, t: Time) -> "GaussianMixture":
         """The law of x_t = alpha x_0 + sigma eps when x_0 has this law."""
@@ -99,13 +101,16 @@ class GaussianMixture(NamedTuple):
         c = jnp.exp(schedule.log_alpha(t) - schedule.log_alpha(s))
         tau2 = -(schedule.sigma(t) ** 2) * jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))
         gain = c * prior.variances / (c**2 * prior.variances + tau2)
+        logits = self.marginal(schedule, t).component_log_probs(x_t)
         residual = jnp.einsum("ki,kij->kj", x_t[None] - c * prior.means, self.axes)
         means = prior.means + jnp.einsum("kij,kj->ki", self.axes, gain * residual)
-        logits = self.marginal(schedule, t).component_log_probs(x_t)
         return GaussianMixture(jax.nn.log_softmax(logits), means, prior.variances * (1 - c * gain), self.axes)
 
     def _whiten(self, x: Points) -> Float[Array, "k *batch d"]:
         """C_k^-1/2 (x - m_k) in the eigenbasis of each component."""
+        if x.shape[-1:] != (self.dim,):
+            hint = ": use x[:, None]" if self.dim == 1 and x.ndim == 1 else ""
+            raise ValueError(f"points must be (*batch, d) with d = {self.dim}, got {x.shape}{hint}")
         lifted = (-1, *[1] * (x.ndim - 1), self.dim)  # (k, 1, ..., d) against (1, *batch, d)
         centred = x[None] - self.means.reshape(lifted)
         return jnp.einsum("k...i,kij->k...j", centred, self.axes) * self.variances.reshape(lifted) ** -0.5
@@ -157,6 +162,7 @@ def mixture_1d(weights: ArrayLike, means: ArrayLike, stds: ArrayLike) -> Gaussia
     return mixture(weights, means[:, None], stds[:, None, None] ** 2)
 
 
+@prepared(schedule=as_static)
 def noise_fn(target: GaussianMixture, schedule: Schedule) -> Partial:
     """The exact noise prediction eps(x, t) = E[eps | x_t = x] = -sigma grad log p_t(x) of data with this law."""
     return Partial(_exact_eps, target, schedule)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from theory.arguments import as_static, prepared
 from theory.mixtures import GaussianMixture
 from theory.types import Estimate, Schedule, Time, Times
 
@@ -21,6 +22,7 @@ class Problem(NamedTuple):
         return self.target.marginal(self.schedule, s)
 
 
+@prepared(schedule=as_static)
 def problem(target: GaussianMixture, start: GaussianMixture, schedule: Schedule, t0: float = 1.0) -> Problem:
     """Checks that the two laws can be compared.
 

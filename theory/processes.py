@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from theory.arguments import as_static, decreasing, level, prepared
 from theory.predictions import score_from_eps
 from theory.types import Kernel, NoiseFn, Path, PRNGKey, Schedule, Time, Times, X
 
@@ -28,12 +29,15 @@ def transition(schedule: Schedule, x_s: X, s: Time, t: Time) -> Kernel:
     return Kernel(scale * x_s, schedule.sigma(t) * jnp.sqrt(shrink))
 
 
+@prepared(schedule=as_static, ts=decreasing)
 @jax.jit
 def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
     """A path of the forward SDE on the decreasing grid ts that starts from x at ts[-1]: (times, *x), path[-1] = x.
 
     y = x / alpha is a Brownian motion in the time (sigma / alpha)², so the whole chain of transitions (Eq. 7) is
     one cumulative sum of its independent increments. No network is needed.
+
+    Raises ValueError for a grid that grows.
     """
     up = ts[::-1]
     clock = jnp.exp(-schedule.log_snr(up))
@@ -44,12 +48,14 @@ def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
     return jnp.concatenate([x[None], noised])[::-1]
 
 
+@prepared(lam=level)
 def reverse_drift(schedule: Schedule, eps_fn: NoiseFn, x: X, t: Time, lam: float | Time = 1.0) -> X:
     """f x - (1 + lam²)/2 g² score, the drift of the reverse lambda-SDE with respect to dt (t decreasing)."""
     score = score_from_eps(schedule, eps_fn(x, t), t)
     return schedule.f(t) * x - (1 + lam**2) / 2 * schedule.beta(t) * score
 
 
+@prepared(lam=level)
 def reverse_diffusion(schedule: Schedule, t: Time, lam: float | Time = 1.0) -> Time:
     """lam g, the diffusion coefficient of the reverse lambda-SDE."""
     return lam * jnp.sqrt(schedule.beta(t))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from theory import line
+from theory.arguments import level, prepared
 from theory.mixtures import GaussianMixture, from_covariances
 from theory.problems import Problem
 from theory.quadrature import NORMAL_REACH, normal_grid
@@ -50,7 +51,9 @@ def ratio_of_laws(law: GaussianMixture, marginal: GaussianMixture) -> Callable[[
         logs = law.log_prob(x), marginal.log_prob(x)
         scores = law.score(x), marginal.score(x)
         rounded = EPS * (8 + jnp.abs(logs[0]) + jnp.abs(logs[1]))
-        return Ratio(logs[0] - logs[1], scores[0] - scores[1], rounded, 8 * EPS * sum(jnp.abs(s) for s in scores))
+        return Ratio(
+            logs[0] - logs[1], scores[0] - scores[1], rounded, 8 * EPS * (jnp.abs(scores[0]) + jnp.abs(scores[1]))
+        )
 
     return ratio
 
@@ -87,8 +90,7 @@ def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[
     spread = root @ z.T  # (j, k, d, nodes)
     log_dets = jnp.linalg.slogdet(C)[1] + jnp.linalg.slogdet(P)[1][:, None] - jnp.linalg.slogdet(Q)[1][None]
     j = jnp.arange(len(P))
-    if copies is None:
-        copies = _copies(marginal, start, jnp.max(jnp.linalg.norm(root, axis=(-2, -1)), axis=1), gap)
+    finer: int | Array = copies or _copies(marginal, start, jnp.max(jnp.linalg.norm(root, axis=(-2, -1)), axis=1), gap)
 
     def ratio(x: Point) -> Ratio:
         to_start, to_marginal = start.means - c * x[None], marginal.means - c * x[None]
@@ -105,24 +107,20 @@ def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[
         log_scale, shift, bound = log_scales[j, k], shifts[j, k], bounds[j, k]
 
         def add(i: Array | int, sums: _Sums) -> _Sums:
-            copy = jnp.stack(jnp.unravel_index(jnp.asarray(i), (copies,) * d))
-            offset = gap / copies * copy
+            copy = jnp.stack(jnp.unravel_index(jnp.asarray(i), (finer,) * d))
+            offset = gap / finer * copy
             step = (shift + root[j, k] @ offset)[:, None] + jnp.swapaxes(spread[j, k], -1, -2)  # y - c x, (j, nodes, d)
             per_component = marginal.component_log_probs(c * x[None, None] + step)  # (k, j, nodes)
             share = jnp.take_along_axis(per_component, k[None, :, None], axis=0)[0] - marginal.log_weights[k][:, None]
             log_weights = -jnp.sum((z + offset[None]) ** 2, axis=1) / 2
             terms = share - jax.nn.logsumexp(per_component, axis=0) + (start.log_weights + log_scale)[:, None]
-            kept = jnp.all((places * copies + copy[None]) % 2 == 0, axis=1)
+            kept = jnp.all((places * finer + copy[None]) % 2 == 0, axis=1)
             return sums.plus(terms + log_weights[None], step, jnp.where(kept, 2.0**d, 0.0))
 
         nothing = _Sums(jnp.array(-jnp.inf), *2 * (jnp.zeros(()), jnp.zeros(d)))
         # A loop of one would be a loop for XLA.
-        sums = (
-            add(0, nothing)
-            if isinstance(copies, int) and copies == 1
-            else jax.lax.fori_loop(0, copies**d, add, nothing)
-        )
-        log_h = sums.top + jnp.log(sums.total) + d * jnp.log(gap / copies / jnp.sqrt(2 * jnp.pi))
+        sums = add(0, nothing) if copies == 1 else jax.lax.fori_loop(0, finer**d, add, nothing)
+        log_h = sums.top + jnp.log(sums.total) + d * jnp.log(gap / finer / jnp.sqrt(2 * jnp.pi))
         grad, poorer_grad = (
             c / tau2 * m / t for t, m in ((sums.total, sums.moment), (sums.coarse, sums.coarse_moment))
         )
@@ -206,12 +204,15 @@ def ratio_ode(problem: Problem, s: Time) -> Callable[[Point], Ratio]:
     return ratio
 
 
+@prepared(lam=level)
 @jax.jit
 def law_gaussian(problem: Problem, s: Time, lam: float | Time) -> GaussianMixture:
     """p~_s for a Gaussian target and any lam: each component of the start is mapped affinely and blurred.
 
     In the eigenbasis of the target, x_s - m_s = a (x_t0 - m_t0) + noise with a = sqrt(V_s / V_t0 rho),
     rho = [(alpha_t0² / V_t0) / (alpha_s² / V_s)]^(lam²), and the noise makes p_t0 arrive at p_s.
+
+    Raises ValueError for a target of several components, and for a noise level that cannot be.
     """
     if len(problem.target.log_weights) != 1:
         raise ValueError("law_gaussian needs a target of one component")

@@ -62,8 +62,10 @@ class LinearVP(VariancePreserving):
     beta_max: float = 20.0
 
     def __post_init__(self):
-        if not 0 <= self.beta_min < self.beta_max < float("inf"):
-            raise ValueError(f"LinearVP needs 0 <= beta_min < beta_max, got {self.beta_min}, {self.beta_max}")
+        if not (0 <= self.beta_min <= self.beta_max < float("inf") and self.beta_max > 0):
+            raise ValueError(
+                f"LinearVP needs 0 <= beta_min <= beta_max and beta_max > 0, got {self.beta_min}, {self.beta_max}"
+            )
 
     def log_alpha(self, t: T) -> T:
         return -t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min)) / 2
@@ -71,6 +73,8 @@ class LinearVP(VariancePreserving):
     def t_of_log_alpha(self, log_alpha: T) -> T:
         # The root of slope/2 t² + beta_min t = total, in the form that does not cancel for small totals.
         total, slope = -2 * log_alpha, self.beta_max - self.beta_min
+        if self.beta_min == 0:  # 0 / 0 at total = 0, where the derivative is infinite
+            return jnp.sqrt(2 * total / slope)
         return 2 * total / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * total))
 
     def f(self, t: T) -> T:

@@ -4,7 +4,8 @@
     replay(solver, eps, path[0], ts, w) == path, to rounding
 
 Cycle-SDE is record, manipulate, replay. All three are jitted; schedules and solvers are static, noise functions are
-Partials, so new weights, prompts, points, noise and grids of the same length do not compile again.
+Partials, so new weights, prompts, points, noise and grids of the same length do not compile again. A bare function is
+made a Partial, and what it closes over a part of the program. Grids decrease; one that grows raises ValueError.
 """
 
 import math
@@ -19,6 +20,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from theory.arguments import as_partial, as_static, decreasing, prepared
 from theory.schedules import DiscreteVP
 from theory.types import Noise, NoiseFn, Path, PRNGKey, Schedule, Solver, Times, X
 
@@ -39,6 +41,7 @@ class Constraint(NamedTuple):
         return self.mask * x + (1 - self.mask) * reference
 
 
+@prepared(schedule=as_static)
 def time_grid(
     schedule: Schedule,
     steps: int,
@@ -93,6 +96,7 @@ def _equal_in_log_snr(schedule: Schedule, ends: Float[Array, "2"], steps: int) -
     return jnp.concatenate([ends[:1], inner, ends[1:]])
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 @jax.jit
 def sample(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, key: PRNGKey, constraint: Constraint | None = None) -> X:
     """Solves from x at ts[0] to ts[-1] with fresh noise and returns the end point, in constant memory.
@@ -103,6 +107,7 @@ def sample(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, key: PRNGKey, const
     return _advance(solver, eps_fn, (x, solver.init(x)), ts, keys, constraint)[0]
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 def sample_parts(
     solver: Solver,
     eps_fn: NoiseFn,
@@ -156,12 +161,17 @@ def _advance(solver, eps_fn, carry, ts, keys, constraint):
     return carry
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 @jax.jit
 def replay(
     solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, noise: Noise, constraint: Constraint | None = None
 ) -> Path:
     """Solves from x at ts[0] with the given unit noise, (steps, *x), and returns the whole path, (times, *x)."""
+    return _replay(solver, eps_fn, x, ts, noise, constraint)
 
+
+@jax.jit
+def _replay(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times, noise: Noise, constraint: Constraint | None) -> Path:
     def step(carry, inputs):
         t, s, w, reference = inputs
         carry = _step(solver, eps_fn, carry, t, s, w, constraint, reference)
@@ -185,6 +195,7 @@ def unit_noise(key: PRNGKey, x: X, ts: Times) -> Noise:
     return jax.vmap(lambda k: jr.normal(k, x.shape, x.dtype))(jr.split(key, ts.size - 1))
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> Path:
     """Runs an ODE solver up the grid, from x at ts[-1] to ts[0]: the path (times, *x), path[-1] = x.
 
@@ -195,9 +206,10 @@ def invert(solver: Solver, eps_fn: NoiseFn, x: X, ts: Times) -> Path:
     if solver.stochastic:
         raise ValueError(f"invert runs an ODE up the grid, and {solver} is stochastic")
     no_noise = jnp.zeros((ts.size - 1, *x.shape), x.dtype)
-    return replay(solver, eps_fn, x, ts[::-1], no_noise)[::-1]
+    return _replay(solver, eps_fn, x, ts[::-1], no_noise, None)[::-1]
 
 
+@prepared(eps_fn=as_partial, ts=decreasing)
 def record(solver: Solver, eps_fn: NoiseFn, path: Path, ts: Times, *, batch_size: int | None = None) -> Noise:
     """The noise w_s = (x_s - mean(x_t)) / std that makes the solver follow a path: (steps, *x). Eq. (8).
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.tree_util import register_static
 
+from theory.arguments import level
 from theory.predictions import x0_from_eps
 from theory.processes import reverse_diffusion, reverse_drift
 from theory.types import Kernel, NoiseFn, Schedule, Time, X
@@ -23,13 +24,20 @@ class DDIM:
     Song et al. 2021 (arXiv 2010.02502), eqs. (12) and (16):
         var  = eta² sigma_s² (1 - snr_t / snr_s)
         mean = alpha_s x0_hat + sqrt(sigma_s² - var) eps.
+
+    Raises ValueError for eta outside [0, 1].
     """
 
     schedule: Schedule
     eta: float = 0.0
 
     def __post_init__(self):
-        _check_level("DDIM", "eta", self.eta)
+        _check("DDIM: eta", self.eta)
+        if self.eta > 1:
+            raise ValueError(
+                f"DDIM: eta must be at most 1, got {self.eta}, where sigma_s² - var may be negative; EulerMaruyama and "
+                "DPMSolverPP2M take larger noise levels, as lam"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -62,7 +70,7 @@ class EulerMaruyama:
     lam: float = 1.0
 
     def __post_init__(self):
-        _check_level("EulerMaruyama", "lam", self.lam)
+        _check("EulerMaruyama: lam", self.lam)
 
     @property
     def stochastic(self) -> bool:
@@ -131,7 +139,7 @@ class DPMSolverPP2M:
     lam: float = 0.0
 
     def __post_init__(self):
-        _check_level("DPMSolverPP2M", "lam", self.lam)
+        _check("DPMSolverPP2M: lam", self.lam)
 
     @property
     def stochastic(self) -> bool:
@@ -157,6 +165,8 @@ class DPMSolverPP2M:
         return Kernel(mean, std), History(x0_hat, h)
 
 
-def _check_level(solver: str, name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{solver} needs a noise level {name} >= 0, got {value}")
+def _check(name: str, value: float) -> None:
+    try:
+        level(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None

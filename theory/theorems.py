@@ -11,14 +11,11 @@ from jaxtyping import Array, Float
 
 from theory import line
 from theory.checks import Check, Study, at, at_most, difference, equal, gaussian_problem, largest_growth, less, scaled
-from theory.divergences import gaussian_kl
 from theory.flows import flow, kl_ode
 from theory.gaussians import Linear, Offset, cycle_edited, inexact_score, recorded_noise
-from theory.inequalities import Bracket, chi2_factor, log_sobolev, poincare
-from theory.mixtures import GaussianMixture, gaussian, noise_fn
+from theory.mixtures import GaussianMixture, noise_fn
 from theory.problems import Problem
 from theory.processes import forward_path, transition
-from theory.ratios import law_gaussian
 from theory.solve import invert, record, replay, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama
 from theory.types import PRNGKey, Solver, Time, Times, X
@@ -81,59 +78,10 @@ def ode_invariance(study: Study) -> Iterator[Check]:
         )
 
 
-def linear_rate(study: Study) -> Iterator[Check]:
-    """The linear rate under a log-Sobolev inequality, how loose it is, and where it is sharp."""
-    p, curve = study.problem, study.sde
-    spectral, entropic = jax.device_get(_constants(p, np.append(study.times[0], 0.0)))
-    sharp = np.exp(-study.integral(1 / spectral.upper[:-1]))
-    kl, chi2 = curve.kl.value, curve.chi2.value
-    yield at_most(
-        "KL decays at the rate of a certified log-Sobolev constant",
-        "KL(0) <= exp(-∫ g²/C) KL(t0)",
-        kl[-1],
-        np.exp(-study.integral(1 / entropic.upper[:-1])) * kl[0],
-    )
-    factor = float(chi2_factor(p, jnp.zeros(())))
-    yield at_most(
-        "chi2 decays at the rate of the Poincaré constant", "χ²(0) <= exp(-∫ g²/C_P) χ²(t0)", chi2[-1], sharp * chi2[0]
-    )
-    yield at_most(
-        "chi2 decays at least by the squared second singular value of the kernel",
-        "χ²(0) <= ς₂² χ²(t0)",
-        chi2[-1],
-        factor * chi2[0],
-    )
-    yield at_most("The Poincaré rate is not better than the sharp factor", "ς₂² <= exp(-∫ g²/C_P)", factor, sharp)
-    yield at_most(
-        "The log-Sobolev constant of the data is at least the Poincaré constant: its size",
-        "C_P(q0) <= C(q0), certified",
-        spectral.lower[-1],
-        entropic.upper[-1],
-    )
-    g, zero = gaussian_problem(), jnp.zeros(())
-    marginal = g.marginal(g.t0)
-    shifted = g._replace(start=gaussian(np.asarray(g.start.means)[0], np.asarray(marginal.covariances)[0]))
-    at, weights = np.array(study.times) / float(p.t0)  # g.t0 = 1
-    rate = weights @ np.asarray(jax.jit(jax.vmap(lambda t: g.schedule.beta(t) / g.marginal(t).variances[0, 0]))(at))
-    yield equal(
-        "For a mean shift of a Gaussian the log-Sobolev rate is attained",
-        "KL(0) = exp(-∫ g²/V) KL(t0)",
-        gaussian_kl(law_gaussian(shifted, zero, 1.0), shifted.target),
-        np.exp(-rate) * float(gaussian_kl(shifted.start, marginal)),
-        1e-11,
-    )
-
-
 def _around(law: GaussianMixture) -> Float[Array, "n 1"]:
     """Points within four standard deviations of each component."""
     centred = np.sqrt(law.variances) * np.linspace(-4, 4, 33)
     return jax.device_put((np.asarray(law.means) + centred).reshape(-1, 1))
-
-
-@jax.jit
-def _constants(p: Problem, ts: Times) -> tuple[Bracket, Bracket]:
-    """The Poincaré and the log-Sobolev constants of the marginals."""
-    return jax.lax.map(lambda t: (poincare(p.marginal(t)), log_sobolev(p.marginal(t))), ts)
 
 
 def cycle_contraction(study: Study) -> Iterator[Check]:

@@ -7,6 +7,7 @@ Time is continuous in [0, 1] with 0 = data; `t` is the current time, `s` the nex
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 Time = Float[Array, ""]
@@ -38,9 +39,10 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class NoiseFn(Protocol):
-    """eps_hat(x, t), the noise prediction: always a `jax.tree_util.Partial(fn, weights, context, ...)`.
+    """eps_hat(x, t), the noise prediction: a `jax.tree_util.Partial(fn, weights, context, ...)`.
 
-    A Partial is a pytree, so new weights, prompts and scales are new arrays, not a new trace.
+    A Partial is a pytree, so new weights, prompts and scales are new arrays, not a new trace. `theory.solve` and
+    `theory.editing` take a bare function as well, which is traced once for each function object.
     """
 
     def __call__(self, x: X, t: Time) -> X: ...
@@ -78,5 +80,5 @@ class Solver(Protocol):
 class Estimate(NamedTuple):
     """A number with its error: the change under refinement for quadrature, a standard error for Monte Carlo."""
 
-    value: Float[Array, "*batch"]
-    error: Float[Array, "*batch"]
+    value: Float[Array | np.ndarray, "*batch"]
+    error: Float[Array | np.ndarray, "*batch"]

@@ -124,7 +124,7 @@ def _bounds(p: Problem, ts: Times) -> tuple[Float[Array, " times"], Float[Array,
     inner = (ts[1:] + ts[:-1])[:, None] / 2 + half * nodes[None]
     constants = jax.lax.map(lambda t: log_sobolev(p.marginal(t)).upper, inner.ravel()).reshape(inner.shape)
     passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum((half * p.schedule.beta(inner) / constants) @ weights)])
-    return passed, jnp.concatenate([jnp.ones(1), jax.lax.map(partial(chi2_factor, p), ts[1:])])
+    return passed, jnp.concatenate([jnp.ones(1), jax.lax.map(partial(chi2_factor, p), ts[1:]).value])
 
 
 def _estimates(p: Problem, ts: Times, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -252,7 +252,11 @@ def between(given: Problem, t: float, s: float, nodes: int) -> tuple[Curve, np.n
 def identity(given: Problem, t: float, s: float) -> tuple[float, float, float]:
     """KL(t) - KL(s), 1/2 integral of g² I over [s, t], and the largest error of the mass."""
     curve, weights = between(given, t, s, nodes=12)
-    return curve.kl.value[1] - curve.kl.value[-1], weights @ curve.fisher.value[2:-1] / 2, abs(curve.mass - 1).max()
+    return (
+        curve.kl.value[1] - curve.kl.value[-1],
+        weights @ curve.fisher.value[2:-1] / 2,
+        abs(curve.mass.value - 1).max(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,7 +304,7 @@ def test_sde_contracts_in_the_plane(seed, k):
     """The same for random pairs in the plane, and chi2 by the Dirichlet form."""
     given = random_pair_in_plane(np.random.default_rng(seed), k)
     curve, weights = between(given, 0.8 * float(given.t0), 0.78 * float(given.t0), nodes=3)
-    assert abs(curve.mass - 1).max() < tolerances.THEOREM_PLANE
+    assert abs(curve.mass.value - 1).max() < tolerances.THEOREM_PLANE
     for divergence, rate in ((curve.kl, curve.fisher.value / 2), (curve.chi2, curve.dirichlet.value)):
         lost, integral = divergence.value[1] - divergence.value[-1], weights @ rate[2:-1]
         assert abs(lost / integral - 1) < tolerances.THEOREM_PLANE
@@ -324,7 +328,7 @@ def ode_curve():
 
 def test_curves_satisfy_the_inequalities(curve):
     """Mass 1, everything falls, Pinsker, KL <= log(1 + chi2); negative control: upwards nothing does."""
-    assert abs(curve.mass - 1).max() < tolerances.ROUNDING
+    assert abs(curve.mass.value - 1).max() < tolerances.ROUNDING
     for name in ("kl", "chi2", "tv"):
         assert np.all(np.diff(getattr(curve, name).value) < 0), name
         assert not np.all(np.diff(getattr(curve, name).value[::-1]) < 0)
@@ -336,9 +340,9 @@ def test_curves_satisfy_the_inequalities(curve):
 @pytest.mark.hasty
 def test_mode_weights_are_a_martingale(curve, ode_curve):
     """P(mode | x_t) is a martingale of the SDE, so the mean stays; along the ODE it does not."""
-    assert_close(curve.mode_weights, np.tile(curve.mode_weights[:1], (15, 1)), tolerances.IDENTITY)
-    assert_close(curve.mode_weights.sum(1), np.ones(15), tolerances.ROUNDING)
-    assert np.abs(np.diff(ode_curve.mode_weights, axis=0)).max() > 1e-2
+    assert_close(curve.mode_weights.value, np.tile(curve.mode_weights.value[:1], (15, 1)), tolerances.IDENTITY)
+    assert_close(curve.mode_weights.value.sum(1), np.ones(15), tolerances.ROUNDING)
+    assert np.abs(np.diff(ode_curve.mode_weights.value, axis=0)).max() > 1e-2
 
 
 def test_curve_against_brute_force(curve):

@@ -71,7 +71,7 @@ def test_the_exact_score_on_two_modes():
     np.testing.assert_allclose(still.kl.value, expected[0], rtol=1e-5)
     np.testing.assert_allclose(noisy.kl.value, expected[1], rtol=0.02)  # .0032 is 1e-4 of what one cell may hold
     for curve in (still, noisy):
-        np.testing.assert_allclose(curve.mode_weights.sum(-1), 1, atol=1e-6)
+        np.testing.assert_allclose(curve.mode_weights.value.sum(-1), 1, atol=1e-6)
     other = inexact_curve(given, exact, ts, jnp.array(1.1), 800, 240)
     assert other.kl.value[-1] < 0.8 * expected[1][-1]
     scaled_flow = inexact_flow(given, Partial(scaled, 1.1, exact), ts, 40, 40)

@@ -62,7 +62,7 @@ def test_gaussian_target(curves, lam, name):
         if i:  # negative control: another noise level
             with pytest.raises(AssertionError):
                 assert_close(value, other[i], tolerances.HEAT)
-    assert abs(curve.mass - 1).max() < tolerances.IDENTITY
+    assert abs(curve.mass.value - 1).max() < tolerances.IDENTITY
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_mixture_agrees_with_the_forward_kernel(levels):
         for lam in (0.7, 1.4):
             with pytest.raises(AssertionError):
                 np.testing.assert_allclose(getattr(levels[lam], name).value, expected, rtol=10 * tolerances.HEAT)
-    assert_close(levels[1.0].mode_weights, exact.mode_weights, tolerances.HEAT)
+    assert_close(levels[1.0].mode_weights.value, exact.mode_weights.value, tolerances.HEAT)
 
 
 def test_no_noise_changes_nothing(levels):
@@ -92,7 +92,7 @@ def test_no_noise_changes_nothing(levels):
     for name in ("kl", "chi2", "tv"):
         assert np.ptp(getattr(curve, name).value) < tolerances.ROUNDING, name
         assert np.ptp(getattr(levels[0.7], name).value) > 1e-2
-    assert np.ptp(curve.w2.value) > 1e-2 and np.ptp(curve.mode_weights, axis=0).max() > 1e-2
+    assert np.ptp(curve.w2.value) > 1e-2 and np.ptp(curve.mode_weights.value, axis=0).max() > 1e-2
 
 
 def test_more_noise_contracts_more(levels):
@@ -111,13 +111,13 @@ def test_divergence_is_at_least_that_of_the_modes(lam):
     """
     curve = heat_curve(paper(), jnp.array([1.0, 0.0]), lam, 400, 100)
     # kl_div and not rel_entr, whose sum is off by what lacks in the mass: 1e-10, which is much of 1e-7
-    modes = np.sum(scipy.special.kl_div(curve.mode_weights[-1], [0.5, 0.5]))
+    modes = np.sum(scipy.special.kl_div(curve.mode_weights.value[-1], [0.5, 0.5]))
     value, error = curve.kl.value[-1], curve.kl.error[-1]
     assert error < 3e-3 * value
     assert modes - error <= value <= 1.001 * modes + error
     assert not modes - error <= 0.99 * value  # negative control
     weights = {1.5: 0.504814, 2.0: 0.500244}  # converged on grids twice and four times as fine
-    assert abs(curve.mode_weights[-1, 1] - weights[lam]) < 1e-6
+    assert abs(curve.mode_weights.value[-1, 1] - weights[lam]) < 1e-6
 
 
 def test_finer_grids_are_second_order():

@@ -1,8 +1,11 @@
 """Certified constants: exact for Gaussians, against a finite-difference eigenvalue, and against a plain SVD."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.linalg
 import scipy.stats
 
@@ -98,9 +101,9 @@ def test_factor_of_gaussians_is_the_squared_correlation(s):
         variances = 0.04 * alpha**2 + sigma**2
         return (alpha[0] / alpha[1]) ** 2 * variances[1] / variances[0]
 
-    assert_close(chi2_factor(given, jnp.array(s)), squared_correlation(s), tolerances.QUADRATURE)
+    assert_close(chi2_factor(given, jnp.array(s)).value, squared_correlation(s), tolerances.QUADRATURE)
     with pytest.raises(AssertionError):
-        assert_close(chi2_factor(given, jnp.array(s)), squared_correlation(s + 0.01), tolerances.QUADRATURE)
+        assert_close(chi2_factor(given, jnp.array(s)).value, squared_correlation(s + 0.01), tolerances.QUADRATURE)
 
 
 def test_factor_of_a_mixture():
@@ -118,8 +121,70 @@ def test_factor_of_a_mixture():
     kernel = scipy.stats.norm.pdf(y[:, None], c * x[None], tau) * np.sqrt(p_s[None] / p_t[:, None])
     values = np.linalg.svd(kernel * ((x[1] - x[0]) * (y[1] - y[0])) ** 0.5, compute_uv=False)
     assert_close(values[0], 1.0, 1e-6)
-    assert_close(chi2_factor(given, s), values[1] ** 2, 1e-6)
+    assert_close(chi2_factor(given, s).value, values[1] ** 2, 1e-6)
     variances = [float(given.marginal(t).covariance()[0, 0]) for t in (s, given.t0)]
     linear = c**2 * variances[0] / variances[1]
-    assert linear < chi2_factor(given, s) < 1
-    assert abs(chi2_factor(given, ZERO) / values[1] ** 2 - 1) > 1e-3  # negative control: another time
+    assert linear < chi2_factor(given, s).value < 1
+    assert abs(chi2_factor(given, ZERO).value / values[1] ** 2 - 1) > 1e-3  # negative control: another time
+
+
+def over_the_barrier(weights, means, stds) -> float:
+    """w_1 w_2 times the integral of 1/p between the modes, by adaptive quadrature around the peak of 1/p.
+
+    C_P of two modes far apart: what relaxes inside a mode changes it by C_P(mode) / C_P only. Laplace's method makes
+    of it the law of Eyring and Kramers.
+    """
+
+    weights, means, stds = map(np.array, (weights, means, stds))
+
+    def log_p(x):
+        logs = -(((np.expand_dims(x, -1) - means) / stds) ** 2) / 2 + np.log(weights / stds / np.sqrt(2 * np.pi))
+        return np.logaddexp(logs[..., 0], logs[..., 1])
+
+    x = np.linspace(*means, 200_001)
+    top = x[np.argmin(log_p(x))]
+    width = np.diff(means)[0] / 2
+    points = [top, *(top + sign * width * 2.0**-j for j in range(20) for sign in (-1, 1))]
+    points = sorted(point for point in points if means[0] <= point <= means[1])
+    parts = [
+        scipy.integrate.quad(lambda x: np.exp(log_p(top) - log_p(x)), *ends, epsrel=1e-11)[0]
+        for ends in itertools.pairwise(points)
+    ]
+    return weights[0] * weights[1] * sum(parts) * np.exp(-log_p(top))
+
+
+BARRIERS = {
+    "equal": ([0.5, 0.5], [-8.0, 8.0], [0.25, 0.25]),
+    "unequal": ([0.3, 0.7], [-8.0, 8.0], [0.4, 0.3]),
+    "hardly there": ([1e-12, 1 - 1e-12], [-8.0, 8.0], [0.4, 0.3]),
+}
+
+
+@pytest.mark.parametrize("modes", BARRIERS.values(), ids=BARRIERS)
+def test_constants_of_modes_far_apart(modes):
+    """The peak of 1/p is a thousandth of a standard deviation wide; and C lies between C_P and what weights make of it.
+
+    C <= C_P log(1/w - 1) / (1 - 2 w) up to what relaxes inside a mode: the two-point space of Diaconis & Saloff-Coste.
+    """
+    law, expected = mixture_1d(*modes), over_the_barrier(*modes)
+    lower, upper = poincare(law)
+    assert lower <= upper
+    assert_close(lower, expected, 1e-9)
+    assert_close(upper, expected, 1e-9)
+    w = min(modes[0])
+    sobolev = expected * (2 if w == 0.5 else np.log(1 / w - 1) / (1 - 2 * w)) / 2
+    bracket = log_sobolev(law)
+    assert bracket.lower <= sobolev <= bracket.upper <= 16 * bracket.lower
+    with pytest.raises(AssertionError):
+        assert_close(poincare(law._replace(means=0.9999 * law.means)).upper, expected, 1e-9)
+
+
+def test_constants_beyond_floats():
+    """Modes of width 0.02 at ±8: C_P = e^79988. The upper bounds are inf, the lower ones true, and nothing is nan."""
+    law = mixture_1d([0.5, 0.5], [-8.0, 8.0], [0.02, 0.02])
+    for lower, upper in (poincare(law), log_sobolev(law)):
+        assert lower == np.finfo(float).max and upper == np.inf
+        assert np.exp(-1 / upper) == 1.0
+    small = mixture_1d([0.5, 1e-40, 0.5], [-3.0, 0.3, 3.0], [0.3, 0.3, 0.3])  # a mode that nobody visits
+    assert_close(poincare(small).upper, poincare(mixture_1d([0.5, 0.5], [-3.0, 3.0], [0.3, 0.3])).upper, 1e-9)
+    assert np.isfinite(poincare(mixture_1d([0.5, 0.5], [-8.0, 8.0], [0.25, 0.25])).upper)

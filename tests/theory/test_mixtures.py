@@ -12,6 +12,8 @@ from tests import tolerances
 from tests.cases import SCHEDULES, assert_close, plane, rotated_covariance, scales
 from theory.mixtures import GaussianMixture, gaussian, mixture, mixture_1d, noise_fn
 from theory.schedules import LinearVP
+from theory.solve import sample, time_grid
+from theory.solvers import DDIM
 
 pytestmark = pytest.mark.hasty
 
@@ -267,6 +269,29 @@ def test_bad_mixtures_are_named(arguments, match):
     """ValueError that names what is wrong, and the component where there is one."""
     with pytest.raises(ValueError, match=match):
         mixture(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda x: LINE.log_prob(x), r"d = 1, got \(3,\): use x\[:, None\]"),
+        (lambda x: LINE.score(x), r"d = 1, got \(3,\): use x\[:, None\]"),
+        (lambda x: LINE.responsibilities(x), r"d = 1, got \(3,\): use x\[:, None\]"),
+        (lambda x: LINE.component_log_probs(x), r"d = 1, got \(3,\): use x\[:, None\]"),
+        (lambda x: noise_fn(LINE, SCHEDULE)(x, jnp.array(0.5)), r"d = 1, got \(3,\): use x\[:, None\]"),
+        (lambda x: jax.jit(noise_fn(LINE, SCHEDULE))(x, jnp.array(0.5)), r"d = 1, got \(3,\): use x\[:, None\]"),
+        (lambda x: sample(DDIM(SCHEDULE), noise_fn(LINE, SCHEDULE), x, time_grid(SCHEDULE, 3), jr.key(0)), r"\(3,\)"),
+        (lambda x: LINE.reverse_kernel(SCHEDULE, x, jnp.array(0.5), jnp.array(0.2)), r"\(3,\)"),
+        (lambda x: plane().score(x), r"d = 2, got \(3,\)"),
+        (lambda x: plane().score(x[:, None]), r"d = 2, got \(3, 1\)"),
+    ],
+)
+def test_points_of_another_shape_are_refused(call, match):
+    """One line that says what to write; what is written so has a value for every point."""
+    x = jnp.array([0.3, -0.2, 1.0])
+    with pytest.raises(ValueError, match=f"points must be .*{match}"):
+        call(x)
+    assert LINE.score(x[:, None]).shape == (3, 1) and LINE.score(x[:1]).shape == (1,)
 
 
 def test_gaussian_is_a_mixture_of_one():

@@ -156,6 +156,34 @@ def test_sigma_is_precise_near_the_data_in_float32(schedule):
         assert_precise_near_data(schedule, lambda t: jnp.sqrt(1 - schedule.alpha(t) ** 2))
 
 
+EDGES = {"from_zero": LinearVP(0.0, 10.0), "constant": LinearVP(2.0, 2.0)}
+
+
+@pytest.mark.parametrize("schedule", EDGES.values(), ids=EDGES)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_linear_schedules_at_the_edges(schedule, dtype):
+    """No noise at first, and always the same: sigma in 40 digits, the way back, its derivative 1 / f, and t = 0."""
+    assert_precise_near_data(schedule, schedule.sigma)
+    t = jnp.array([0.0, 1e-6, 1e-4, 0.01, 0.3, 1.0], dtype)
+
+    @jax.jit
+    def there_and_back(t):
+        log_alpha = schedule.log_alpha(t)
+        slope = jax.vmap(jax.grad(schedule.t_of_log_alpha))(log_alpha)
+        return schedule.t_of_log_alpha(log_alpha), schedule.t_of_log_snr(schedule.log_snr(t)), slope, schedule.f(t)
+
+    by_alpha, by_snr, slope, f = there_and_back(t)
+    tolerance = tolerances.ROUNDING if dtype == jnp.float64 else tolerances.INVERSE_32
+    for back in (by_alpha, by_snr):
+        assert back.dtype == dtype and back[0] == 0
+        np.testing.assert_allclose(back, t, rtol=tolerance)
+    np.testing.assert_allclose(slope[1:] * f[1:], 1.0, rtol=tolerance)
+    assert slope[0] == (-1.0 if schedule.beta_min else -jnp.inf)  # 1 / f(0), f(0) = -beta_min / 2
+    np.testing.assert_allclose(f, [float(jax.grad(schedule.log_alpha)(t)) for t in t], rtol=tolerance)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(by_snr, 1.01 * t, rtol=tolerance)
+
+
 def test_scaled_linear_is_stable_diffusions():
     """The nodes t = (k + 1) / 1000 hold diffusers' alphas_cumprod, made in float32; another schedule's do not."""
     import diffusers
@@ -193,6 +221,7 @@ def test_schedules_are_static(schedule):
     [
         (lambda: LinearVP(-0.1, 1.0), "LinearVP.*beta_min"),
         (lambda: LinearVP(2.0, 1.0), "LinearVP.*beta_min"),
+        (lambda: LinearVP(0.0, 0.0), "LinearVP.*beta_max > 0"),
         (lambda: LinearVP(0.1, float("inf")), "LinearVP.*beta_max"),
         (lambda: LinearVP(float("nan"), 1.0), "LinearVP.*nan"),
         (lambda: CosineVP(offset=-1.0), "CosineVP.*offset"),
