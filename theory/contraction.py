@@ -74,7 +74,7 @@ def contraction_curve(
     later = [jax.device_put(s) for s in times[1:]]
     if given.target.dim == 1:
         longest = max(float(_length(given, s, lam)) for s in (None, *later))
-        parts = [_refined(given, s, lam, _enough(longest / WIDTH)) for s in (None, *later)]
+        parts = [_refined(given, s, lam, _enough(int(longest / WIDTH) + 1)) for s in (None, *later)]
     else:
         parts = [divergences_at(given, s, lam) for s in (None, *later)]
     return jax.tree.map(lambda *values: jax.device_put(np.stack(values)), *parts)
@@ -130,7 +130,7 @@ def _ratio(given: Problem, s: Time | None, lam: float, copies: int | None) -> Ca
 # --- the line ----------------------------------------------------------------------------------------------------
 
 
-def _enough(panels: float) -> int:
+def _enough(panels: int) -> int:
     """At least so many panels, of few sizes: each is a program."""
     return next(64 * 2**i for i in range(20) if 64 * 2**i >= min(panels, MOST_PANELS))
 
