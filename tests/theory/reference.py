@@ -213,7 +213,7 @@ class Transition(NamedTuple):
             log_h,
             slope,
             rounding + quadrature + self.tau2_error * curvature,
-            slope_rounding + (quadrature + 8 * EPS) * terms,
+            slope_rounding + (quadrature + 16 * EPS) * terms,
         )
 
     def _integrate(self, low, high, k, e, root_P, scale):
@@ -264,7 +264,7 @@ def last(values: np.ndarray) -> np.ndarray:
 
 def uneven(values: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Whether the last coefficients say more than the error, and more than the noise in those before."""
-    end, before = last(values), np.abs(values @ COEFFICIENTS[DEGREE // 2 : -4].T).min(axis=-1)
+    end, before = last(values), np.median(np.abs(values @ COEFFICIENTS[DEGREE // 2 : -4].T), axis=-1)
     noise = (end < 10 * before) & (end < 1e-12 * np.abs(values).max(axis=-1))
     return (end > error) & ~noise
 
@@ -512,34 +512,47 @@ def masses(panels: Parts) -> Masses:
     return Masses(panels.low, panels.high, inside, before, np.cumsum(np.concatenate([[0.0], whole[:0:-1]]))[::-1])
 
 
-def solve(f: Callable, slope: Callable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The root of an increasing f in each bracket: Newton's steps, or halves where they leave it."""
-    x = (low + high) / 2
+def solve(of: Law, u: np.ndarray, w: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """F^-1 of the tails u and w = 1 - u in each bracket, on the smaller one: Newton's steps, or halves if they leave."""
+    found, left = (low + high) / 2, np.arange(len(u))
     for _ in range(70):
-        value = f(x)
+        x, lower = found[left], (u < w)[left]
+        value = np.where(lower, of.lower(x) - u[left], w[left] - of.upper(x))
         low, high = np.where(value <= 0, x, low), np.where(value >= 0, x, high)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            step = x - value / slope(x)
-        new = np.where((step > low) & (step < high), step, (low + high) / 2)
-        if np.all(np.abs(new - x) <= 2 * EPS * np.abs(x)):
+        with np.errstate(invalid="ignore"):
+            new = x - value * np.exp(-of.log_density(x))
+        found[left] = new = np.where((new > low) & (new < high), new, (low + high) / 2)
+        moving = (np.abs(new - x) > 2 * EPS * np.abs(x)) & (value != 0)
+        if not moving.any():
             break
-        x = new
-    return x
+        left, low, high = left[moving], low[moving], high[moving]
+    return found
 
 
 class Map(NamedTuple):
     """The points of the two laws below which there is the same mass, at the nodes of panels; and integrals over them.
 
-    Of p~(x) (x - T(x))²: value, last coefficients, rounding.
+    `less` is the mass on that side where there is less. Of p~(x) (x - T(x))²: value, last coefficients, rounding.
     """
 
     low: np.ndarray
     high: np.ndarray
     x: np.ndarray
     image: np.ndarray
+    less: np.ndarray
     value: np.ndarray
     tail: np.ndarray
     rounding: np.ndarray
+
+
+def _halve(of: Masses, u: np.ndarray, w: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where p~ has the tails u and w, each in its panel."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        below, above = of.tails(middle)
+        before = np.where(u < w, below < u, above > w)
+        low, high = np.where(before, middle, low), np.where(before, high, middle)
+    return low
 
 
 def wasserstein(panels: Parts, h: Ratios, after: Law, mass_error: float) -> Estimate:
@@ -554,21 +567,18 @@ def wasserstein(panels: Parts, h: Ratios, after: Law, mass_error: float) -> Esti
         i = np.where(left, np.searchsorted(rising[0], u), np.searchsorted(rising[1], -w))
         i = np.clip(i, 1, len(known) - 1)
 
-        def beyond(y):
-            return np.where(left, after.lower(y) - u, w - after.upper(y))
-
-        return solve(beyond, lambda y: np.exp(after.log_density(y)), known[i - 1], known[i])
+        return solve(after, u, w, known[i - 1], known[i]), np.minimum(u, w)
 
     def measure(low, high):
         x = points(low, high)
         half = (high - low) / 2
         ratio = Ratio(*(part.reshape(x.shape) for part in h.at(x.ravel())))
         density = np.exp(after.log_density(x) + ratio.log_h)
-        y = image(x.ravel()).reshape(x.shape)
+        y, less = (part.reshape(x.shape) for part in image(x.ravel()))
         values = density * (x - y) ** 2
         loose = values * (ratio.log_h_error + after.rounding(x))
         loose += 4 * EPS * density * np.abs(x - y) * (np.abs(x) + np.abs(y))
-        return Map(low, high, x, y, half * (values @ WEIGHTS), 2 * half * last(values), half * (loose @ WEIGHTS))
+        return Map(low, high, x, y, less, half * (values @ WEIGHTS), 2 * half * last(values), half * (loose @ WEIGHTS))
 
     # Where p has its minima T is steep or jumps: panels halve towards the points that are mapped there.
     falling = after.score(known) < 0
@@ -577,12 +587,10 @@ def wasserstein(panels: Parts, h: Ratios, after: Law, mass_error: float) -> Esti
     from_right = len(edged.after) - np.searchsorted(edged.after[::-1], w)
     i = np.clip(np.where(u < w, np.searchsorted(edged.before, u) - 1, from_right), 0, len(edged.low) - 1)
 
-    def short(x):
-        below, above = edged.tails(x)
-        return np.where(u < w, below - u, w - above)
-
-    jumps = solve(short, lambda x: np.exp(after.log_density(x) + h.at(x).log_h), edged.low[i], edged.high[i])
-    shrinking = (edged.high - edged.low)[i] * 0.5 ** np.arange(1, 48)[:, None]
+    jumps = _halve(edged, u, w, edged.low[i], edged.high[i])
+    density = np.exp(after.log_density(jumps) + h.at(jumps).log_h)
+    shrinking = (edged.high - edged.low)[i] * 0.3 ** np.arange(1, 30)[:, None]
+    shrinking = np.where(shrinking * density > 1e-17, shrinking, 0)
     edges = np.concatenate([edged.low, edged.high, jumps, (jumps - shrinking).ravel(), (jumps + shrinking).ravel()])
     edges = np.unique(np.clip(edges, edged.low[0], edged.high[-1]))
 
@@ -591,9 +599,9 @@ def wasserstein(panels: Parts, h: Ratios, after: Law, mass_error: float) -> Esti
 
     moved = grow(measure, edges, unresolved)
     square = moved.value.sum()
-    # All masses off by mass_error shift T by mass_error / p(T): the integral of 2 |x - y| over the y that are jumped.
-    shift = np.abs(moved.x - moved.image).ravel()
-    jumped = np.sum((shift[1:] + shift[:-1]) * np.abs(np.diff(moved.image.ravel())))
+    # A tail off by its share of mass_error shifts T by that / p(T): an integral of 2 |x - y| over the y of T.
+    shift = (np.abs(moved.x - moved.image) * moved.less).ravel()
+    jumped = 2 * np.sum((shift[1:] + shift[:-1]) * np.abs(np.diff(moved.image.ravel())))
     error = moved.tail.sum() + moved.rounding.sum() + mass_error * jumped
     value = np.sqrt(square)
     return float(value), float(error / max(value, np.sqrt(error), 1e-300))
