@@ -73,11 +73,11 @@ class Law(NamedTuple):
         spread = np.abs(x) + np.abs(self.means).reshape(-1, *[1] * x.ndim)
         return EPS * (4 + np.sum(self.responsibilities(x) * np.abs(self.pulls(x)) * spread, axis=0))
 
-    def bound(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """No less than log p anywhere on [low, high]."""
-        nearest = np.clip(self.means[:, None], low, high)
+    def bound(self, low: np.ndarray, high: np.ndarray, tilt: np.ndarray) -> np.ndarray:
+        """No less than log p(x) + tilt (x - low) anywhere on [low, high]; all (n,)."""
         w, m, v = (part[:, None] for part in self)
-        return logsumexp(w - np.log(2 * np.pi * v) / 2 - (nearest - m) ** 2 / (2 * v), axis=0)
+        highest = np.clip(m + tilt * v, low, high)
+        return logsumexp(w - np.log(2 * np.pi * v) / 2 - (highest - m) ** 2 / (2 * v) + tilt * (highest - low), axis=0)
 
     def lower(self, x: np.ndarray) -> np.ndarray:
         """F(x)."""
@@ -262,11 +262,16 @@ def last(values: np.ndarray) -> np.ndarray:
     return np.abs(values @ COEFFICIENTS[-4:].T).max(axis=-1)
 
 
+def series_error(values: np.ndarray) -> np.ndarray:
+    """What a series through these values is wrong by, (panels, 1): its end, and the rounding of its sum."""
+    return (last(values) + 8 * EPS * np.abs(values).max(axis=-1))[:, None]
+
+
 def uneven(values: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Whether the last coefficients say more than the error, and more than the noise in those before."""
     end, before = last(values), np.median(np.abs(values @ COEFFICIENTS[DEGREE // 2 : -4].T), axis=-1)
     noise = (end < 10 * before) & (end < 1e-12 * np.abs(values).max(axis=-1))
-    return (end > error) & ~noise
+    return (end > error.max(axis=-1)) & ~noise
 
 
 def grow(measure: Callable, edges: np.ndarray, unresolved: Callable):
@@ -308,7 +313,7 @@ def series(coefficients: np.ndarray, i: np.ndarray, t: np.ndarray) -> np.ndarray
 
 
 class Ratios(NamedTuple):
-    """log h and its derivative at the nodes of panels, and their errors on each panel."""
+    """log h and its derivative at the nodes of panels, and their errors, (panels, nodes)."""
 
     low: np.ndarray
     high: np.ndarray
@@ -320,7 +325,9 @@ class Ratios(NamedTuple):
     def at(self, x: np.ndarray) -> Ratio:
         i, t = place(self, x)
         log_h, slope = (series(field @ COEFFICIENTS.T, i, t) for field in (self.log_h, self.slope))
-        return Ratio(log_h, slope, self.log_h_error[i], self.slope_error[i])
+        node = np.clip(np.searchsorted(NODES, t, side="right") - 1, 0, DEGREE - 1)
+        errors = (np.maximum(field[i, node], field[i, node + 1]) for field in (self.log_h_error, self.slope_error))
+        return Ratio(log_h, slope, *errors)
 
     def roots(self) -> np.ndarray:
         """Where log h changes sign: the two densities cross."""
@@ -335,18 +342,24 @@ class Ratios(NamedTuple):
         return low
 
 
+def tilted_bound(of: Law, low: np.ndarray, high: np.ndarray, log_h: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """No less than log(p h^a) on the panels, (exponents, panels): from p, and log h as a chord and what is above it."""
+    slope = (log_h[:, -1] - log_h[:, 0]) / (high - low)
+    above = np.max(log_h - slope[:, None] * (points(low, high) - low[:, None]), axis=1)
+    return np.stack([of.bound(low, high, a * slope) + a * above for a in exponents])
+
+
 def ratios(ratio: Callable, after: Law, edges: np.ndarray, exponents: np.ndarray) -> Ratios:
     """log h on panels, to rounding wherever p h^a is not negligible."""
 
     def measure(low, high):
         x = points(low, high)
-        log_h, slope, *errors = (part.reshape(x.shape) for part in ratio(x.ravel()))
-        return Ratios(low, high, log_h, slope, *(part.max(axis=1) for part in errors))
+        return Ratios(low, high, *(part.reshape(x.shape) for part in ratio(x.ravel())))
 
     def unresolved(panels):
         x = points(panels.low, panels.high)
         seen = np.max(after.log_density(x) + exponents[:, None, None] * panels.log_h, axis=(1, 2))
-        bound = after.bound(panels.low, panels.high) + exponents[:, None] * panels.log_h.max(axis=1)
+        bound = tilted_bound(after, panels.low, panels.high, panels.log_h, exponents)
         matters = np.any(bound > seen[:, None] - BELOW, axis=0)
         rough = uneven(panels.log_h, panels.log_h_error) | uneven(panels.slope, panels.slope_error)
         # A series of large and small values is wrong by a rounding of the large ones.
@@ -355,7 +368,8 @@ def ratios(ratio: Callable, after: Law, edges: np.ndarray, exponents: np.ndarray
 
     panels = grow(measure, edges, unresolved)
     return panels._replace(
-        log_h_error=panels.log_h_error + last(panels.log_h), slope_error=panels.slope_error + last(panels.slope)
+        log_h_error=panels.log_h_error + series_error(panels.log_h),
+        slope_error=panels.slope_error + series_error(panels.slope),
     )
 
 
@@ -378,14 +392,19 @@ INTEGRALS = [
 
 def log_excess(r: np.ndarray) -> np.ndarray:
     """log(r - 1 + exp(-r)), without cancellation."""
-    small = np.clip(r, -0.5, 0.5)
-    total = np.zeros_like(r)
+    small, low, high = np.clip(r, -0.5, 0.5), np.minimum(r, -0.5), np.maximum(r, 0.5)
+    total = np.zeros_like(r)  # 1/2 - small / 6 + small² / 24 - ...
     for n in range(18, 1, -1):
         total = (1 - small * total) / n
-    low, high = np.minimum(r, -0.5), np.maximum(r, 0.5)
     near = 2 * np.log(np.abs(small)) + np.log(total)
     far = np.where(r < 0, -low + np.log1p((low - 1) * np.exp(low)), np.log(high + np.expm1(-high)))
     return np.where(np.abs(r) < 0.5, near, far)
+
+
+def log_gain(r: np.ndarray) -> np.ndarray:
+    """log(exp(r) (r - 1 + exp(-r))): where r is -1e6 it is 0, and not the difference of two large numbers."""
+    low = np.minimum(r, -0.5)
+    return np.where(r < -0.5, np.log1p((low - 1) * np.exp(low)), r + log_excess(r))
 
 
 def log_expm1(r: np.ndarray) -> np.ndarray:
@@ -404,7 +423,7 @@ def log_integrands(log_p: np.ndarray, r: np.ndarray, slope: np.ndarray) -> np.nd
         [
             log_p,
             up,
-            up + log_excess(r),
+            log_p + log_gain(r),
             up + steep,
             log_p + log_expm1(r) - np.log(2),
             log_p + log_excess(-r),
@@ -457,11 +476,11 @@ def parts(h: Ratios, after: Law, edges: np.ndarray, exponents: np.ndarray) -> Pa
             ratio.log_h + np.copysign(ratio.log_h_error, ratio.log_h),
             ratio.slope + np.copysign(ratio.slope_error, ratio.slope),
         )
-        scale = np.maximum(here.max(axis=2, keepdims=True), -1e300)
+        scale = np.maximum(np.maximum(here, off).max(axis=2, keepdims=True), -1e300)
         values = np.exp(here - scale)
         off = np.abs(np.exp(off - scale) - values) + values * after.rounding(x)
         seen = log_p + exponents[:, None, None] * ratio.log_h
-        bound = after.bound(low, high) + exponents[:, None] * ratio.log_h.max(axis=1)
+        bound = tilted_bound(after, low, high, ratio.log_h, exponents)
         return Parts(
             low,
             high,
@@ -479,7 +498,9 @@ def parts(h: Ratios, after: Law, edges: np.ndarray, exponents: np.ndarray) -> Pa
         # What a mode holds is known to 1e-20, not to digits of its own.
         total[count:] = np.maximum(total[count:], np.exp(-top[count:]) * 1e-6)
         share = np.exp(panels.scale - top)
-        rough = share * panels.tail > np.maximum(TOLERANCE * total, share * panels.rounding)
+        # Of what no float holds only the logarithm is wanted.
+        tolerance = np.where(np.abs(top) > 700, 1e-11, TOLERANCE)
+        rough = share * panels.tail > np.maximum(tolerance * total, share * panels.rounding)
         hidden = (panels.bound > panels.seen + 8) & (panels.bound > panels.seen.max(axis=0) - BELOW)
         return rough.any(axis=1) | hidden.any(axis=1)
 
