@@ -1,15 +1,15 @@
 """The exact laws of the reverse SDE on the line once more, in NumPy alone: what `theory` is judged by.
 
-Data law p_0 = sum_k w_k N(m_k, s_k²), noised: p_t = sum_k w_k N(alpha m_k, alpha² s_k² + sigma²). The reverse SDE starts
-at t0 from another mixture p~_t0, and at s < t0 has the law p~_s = h p_s,
+Data law p_0 = sum_k w_k N(m_k, s_k²), noised: p_t = sum_k w_k N(alpha m_k, alpha² s_k² + sigma²). The reverse SDE
+starts at t0 from another mixture p~_t0, and at s < t0 has the law p~_s = h p_s,
 
-    h(x) = E[(p~ / p)(y) | x] at t0,    y | x ~ N(c x, tau²),    c = alpha_t0 / alpha_s,    tau² = sigma_t0² - c² sigma_s².
+    h(x) = E[(p~ / p)(y) | x] at t0,   y | x ~ N(c x, tau²),   c = alpha_t0 / alpha_s,   tau² = sigma_t0² - c² sigma_s².
 
 How it is computed, in three layers:
 
 1. h at a point. The integrand N_j(y) N(y; c x, tau²) / p_t0(y) of a component j of the start is log-concave, and where
-   a component k of p_t0 is its largest it is a Gaussian times the responsibility of k. So the line is cut into the cells
-   of the largest component, the part of a cell that matters is known in closed form, and the tanh-sinh rule integrates
+   a component k of p_t0 is its largest it is a Gaussian times the responsibility of k. So the line is cut into cells
+   by the largest component, the part of a cell that matters is known in closed form, and the tanh-sinh rule integrates
    over it: it takes the sharp corners between two cells, which are its end points, as they are.
 2. log h and its derivative as piecewise Chebyshev series on panels that are halved until the last coefficients vanish.
    log h does not know how narrow p_s is: a few panels do for narrow modes that are far apart.
@@ -79,13 +79,9 @@ class Law(NamedTuple):
         highest = np.clip(m + tilt * v, low, high)
         return logsumexp(w - np.log(2 * np.pi * v) / 2 - (highest - m) ** 2 / (2 * v) + tilt * (highest - low), axis=0)
 
-    def lower(self, x: np.ndarray) -> np.ndarray:
-        """F(x)."""
-        return np.exp(self.log_weights) @ ndtr((x - self.means[:, None]) / np.sqrt(self.variances)[:, None])
-
-    def upper(self, x: np.ndarray) -> np.ndarray:
-        """1 - F(x)."""
-        return np.exp(self.log_weights) @ ndtr((self.means[:, None] - x) / np.sqrt(self.variances)[:, None])
+    def tail(self, x: np.ndarray, side: np.ndarray | float) -> np.ndarray:
+        """F(x) where side is 1, 1 - F(x) where it is -1."""
+        return np.exp(self.log_weights) @ ndtr(side * (x - self.means[:, None]) / np.sqrt(self.variances)[:, None])
 
 
 def law(mixture: Mixture, alpha: float = 1.0, sigma: float = 0.0) -> Law:
@@ -103,24 +99,37 @@ class Cells(NamedTuple):
 
 
 def cells(of: Law) -> Cells:
-    """From the points where two components are equal: log(p_k / p_l) = a y² + b y + c."""
-    w, m, v = of
-    k, l = np.triu_indices(len(w), 1)
-    base = w - np.log(v) / 2
-    # About the mean of the one, so that little cancels.
-    gap = m[l] - m[k]
-    a, b = (1 / v[l] - 1 / v[k]) / 2, -gap / v[l]
-    c = base[k] - base[l] + gap**2 / (2 * v[l])
+    """From the points where two components are equal: log(p_k / p_m) = a t² + b t + c, t = y - M_k."""
+    w, means, v = of
+    k, m = np.triu_indices(len(w), 1)
+    base, gap = w - np.log(v) / 2, means[m] - means[k]
+    a, b, c = (1 / v[m] - 1 / v[k]) / 2, -gap / v[m], base[k] - base[m] + gap**2 / (2 * v[m])
     root = b**2 - 4 * a * c
     q = -(b + np.where(b < 0, -1, 1) * np.sqrt(np.maximum(root, 0))) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        points = np.concatenate([(m[k] + q / a)[root >= 0], (m[k] + c / q)[root >= 0]])
+        points = np.concatenate([(means[k] + q / a)[root >= 0], (means[k] + c / q)[root >= 0]])
     points = np.unique(points[np.isfinite(points)])
     edges = np.concatenate([[-np.inf], points, [np.inf]])
-    inside = np.concatenate([points[:1] - 1, (points[1:] + points[:-1]) / 2, points[-1:] + 1]) if len(points) else m[:1]
+    inside = (
+        np.concatenate([points[:1] - 1, (points[1:] + points[:-1]) / 2, points[-1:] + 1]) if len(points) else means[:1]
+    )
     owner = np.argmax(of.joint(inside), axis=0)
     first = np.concatenate([[True], owner[1:] != owner[:-1]])
     return Cells(edges[:-1][first], np.append(edges[:-1][first][1:], np.inf), owner[first])
+
+
+def rivals(of: Law, k: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The components that come near the largest, k, on any of the intervals: log(p_m / p_k) is a parabola, highest at
+    an end of the interval or at its vertex."""
+    _, M, V = of
+    with np.errstate(invalid="ignore", divide="ignore"):
+        vertex = ((M / V)[:, None] - (M / V)[k]) / (1 / V[:, None] - 1 / V[k])
+    vertex = np.clip(np.nan_to_num(vertex), low, high)
+    at = np.stack([np.broadcast_to(low, vertex.shape), np.broadcast_to(high, vertex.shape), vertex])
+    logs = of.log_weights - np.log(V) / 2
+    above = logs[:, None] - (at - M[:, None]) ** 2 / (2 * V[:, None]) - logs[k] + (at - M[k]) ** 2 / (2 * V[k])
+    highest = above.max(axis=(0, 2))
+    return np.unique(np.append(np.nonzero(highest > -BELOW)[0], k))
 
 
 # --- the density ratio at a point ----------------------------------------------------------------------------------
@@ -168,7 +177,7 @@ class Transition(NamedTuple):
         """log h and its derivative at the points x, (n,).
 
         With T = 1 / (1 / tau_j² + 1 / tau²) and b the variance and mean of N_j(y) N(y; c x, tau²) as a law of y,
-            N_j N / N_k = N(c x; mu_j, tau_j² + tau²) (V_k / T)^1/2 exp((b - M_k)² / (2 (V_k - T))) exp(-P (y - e)² / 2),
+            N_j N / N_k = N(c x; mu_j, tau_j² + tau²) (V_k / T)^1/2 exp((b - M_k)² / (2 V_k - 2 T) - P (y - e)² / 2),
         P = 1 / T - 1 / V_k and e = b + (b - M_k) T / (V_k - T); that times P(k | y) / w_k is to be integrated. As the
         mean of d/dy log(integrand) is zero,
             (log h_j)' = c / (tau_j² + tau²) (mu_j - c x - tau_j² E[grad log p_t0(y)]).
@@ -184,10 +193,11 @@ class Transition(NamedTuple):
         e = b + above * (T / rest)
         scale = (v - np.log(2 * np.pi * total) / 2 - away**2 / (2 * total))[..., None]
         scale = scale + np.log(V[k] / T) / 2 + above**2 / (2 * rest) - w[k]
-        nearest = np.clip(e, self.cells.low, self.cells.high)
-        top = np.max(scale - (root_P * (nearest - e)) ** 2 / 2, axis=(1, 2), keepdims=True)
-        reach = np.sqrt(2 * np.maximum(scale - top + BELOW, 0)) / root_P
-        low, high = np.maximum(self.cells.low, e - reach), np.minimum(self.cells.high, e + reach)
+        # From here on z = P^1/2 (y - e): where the kernel is narrow, y - e would lose digits.
+        left, right = root_P * (self.cells.low - e), root_P * (self.cells.high - e)
+        top = np.max(scale - np.clip(0, left, right) ** 2 / 2, axis=(1, 2), keepdims=True)
+        reach = np.sqrt(2 * np.maximum(scale - top + BELOW, 0))
+        low, high = np.maximum(left, -reach), np.minimum(right, reach)
         # Where the marginal's own roundings move the scale.
         loose = np.abs(above) / rest * (np.abs(b) + np.abs(M[k]))
 
@@ -206,7 +216,9 @@ class Transition(NamedTuple):
         log_h = top[:, 0, 0] + np.log(whole)
         # What tau² does to log h is half its second derivative in c x.
         curvature = (slope / self.c) ** 2 + (mass / total).sum(axis=1) / whole
-        rounding = EPS * (4 + np.abs(log_h) + (loose_y + loose + mass * np.abs(away) * sizes / total).sum(axis=1) / whole)
+        rounding = EPS * (
+            4 + np.abs(log_h) + (loose_y + loose + mass * np.abs(away) * sizes / total).sum(axis=1) / whole
+        )
         slope_rounding = EPS * self.c * (mass * sizes / total).sum(axis=1) / whole
         terms = (np.abs(slopes[0]) + size * (self.c * tau_j2 / total)).sum(axis=1) / whole
         return Ratio(
@@ -217,13 +229,13 @@ class Transition(NamedTuple):
         )
 
     def _integrate(self, low, high, k, e, root_P, scale):
-        """The integrals of exp(scale - P (y - e)² / 2) P(k | y) over [low, high], all (n,): itself, times the score,
+        """The integrals over y of exp(scale - z² / 2) P(k | y), z from low to high, all (n,): itself, times the score,
         times the size of its terms, times the rounding of log p_t0, and the error; (5, n)."""
         given = np.stack([low, high, k, e, root_P, scale])
         found = np.zeros((5, len(low)))
         left = np.arange(len(low))
         for nodes, weights in STEPS:
-            chunk = max(1, 300_000 // (len(nodes) * len(self.marginal.means)))
+            chunk = max(1, 50_000 // len(nodes))
             for part in np.split(left, np.arange(chunk, len(left), chunk)):
                 found[:, part] = self._rule(nodes, weights, *given[:, part])
             left = left[found[4, left] > 2e-16 * found[0, left]]
@@ -233,13 +245,17 @@ class Transition(NamedTuple):
 
     def _rule(self, nodes, weights, low, high, k, e, root_P, scale):
         half = (high - low)[:, None] / 2
-        y = (low + high)[:, None] / 2 + half * nodes
-        joint = self.marginal.joint(y)
-        shares = np.exp(joint - joint[k.astype(int), np.arange(len(k))])
+        z = (low + high)[:, None] / 2 + half * nodes
+        y = e[:, None] + z / root_P[:, None]
+        k = k.astype(int)
+        near = rivals(self.marginal, k, e + low / root_P, e + high / root_P)
+        some = Law(*(field[near] for field in self.marginal))
+        joint = some.joint(y)
+        shares = np.exp(joint - joint[np.searchsorted(near, k), np.arange(len(k))])
         total = shares.sum(axis=0)
-        pulls = shares * self.marginal.pulls(y)
+        pulls = shares * some.pulls(y)
         score, size = pulls.sum(axis=0) / total, np.abs(pulls).sum(axis=0) / total
-        values = half * weights * np.exp(scale[:, None] - (root_P[:, None] * (y - e[:, None])) ** 2 / 2) / total
+        values = half / root_P[:, None] * weights * np.exp(scale[:, None] - z**2 / 2) / total
         mass, coarse = values.sum(axis=1), 2 * values[:, ::2].sum(axis=1)
         loose = size * (np.abs(y) + np.abs(self.marginal.means).max())
         # Halving the step squares the relative error of the tanh-sinh rule.
@@ -534,11 +550,12 @@ def masses(panels: Parts) -> Masses:
 
 
 def solve(of: Law, u: np.ndarray, w: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """F^-1 of the tails u and w = 1 - u in each bracket, on the smaller one: Newton's steps, or halves if they leave."""
+    """F^-1 of the tails u and w = 1 - u, on the smaller, each in a bracket: Newton's steps, or halves if they leave."""
     found, left = (low + high) / 2, np.arange(len(u))
+    side, wanted = np.where(u < w, 1.0, -1.0), np.minimum(u, w)
     for _ in range(70):
-        x, lower = found[left], (u < w)[left]
-        value = np.where(lower, of.lower(x) - u[left], w[left] - of.upper(x))
+        x = found[left]
+        value = side[left] * (of.tail(x, side[left]) - wanted[left])
         low, high = np.where(value <= 0, x, low), np.where(value >= 0, x, high)
         with np.errstate(invalid="ignore"):
             new = x - value * np.exp(-of.log_density(x))
@@ -579,8 +596,7 @@ def _halve(of: Masses, u: np.ndarray, w: np.ndarray, low: np.ndarray, high: np.n
 def wasserstein(panels: Parts, h: Ratios, after: Law, mass_error: float) -> Estimate:
     """W2² = E (x - T(x))², T = F^-1 o F~ (Villani 2003, Thm 2.18): T jumps where F~ is the mass of modes of p."""
     edged, known = masses(panels), np.unique(points(panels.low, panels.high))
-    lower, upper = after.lower(known), after.upper(known)
-    rising = np.maximum.accumulate(lower), np.maximum.accumulate(-upper)
+    rising = np.maximum.accumulate(after.tail(known, 1.0)), np.maximum.accumulate(-after.tail(known, -1.0))
 
     def image(x):
         u, w = edged.tails(x)
@@ -604,7 +620,7 @@ def wasserstein(panels: Parts, h: Ratios, after: Law, mass_error: float) -> Esti
     # Where p has its minima T is steep or jumps: panels halve towards the points that are mapped there.
     falling = after.score(known) < 0
     minima = known[1:][falling[:-1] & ~falling[1:]]
-    u, w = after.lower(minima), after.upper(minima)
+    u, w = after.tail(minima, 1.0), after.tail(minima, -1.0)
     from_right = len(edged.after) - np.searchsorted(edged.after[::-1], w)
     i = np.clip(np.where(u < w, np.searchsorted(edged.before, u) - 1, from_right), 0, len(edged.low) - 1)
 
@@ -737,7 +753,9 @@ def _summary(panels: Parts, h: Ratios, now: Law, finite: bool) -> dict:
     values, errors = np.exp(top) * total, np.exp(top) * (tail + rounding + 4 * EPS * total)
     logs = top + np.log(total)
     found = dict(zip(INTEGRALS, zip(values.tolist(), errors.tolist(), strict=False), strict=False))
-    found["mode_weights"] = list(zip(values[-len(now.means) :].tolist(), (errors[-len(now.means) :] + 1e-19).tolist(), strict=True))
+    found["mode_weights"] = list(
+        zip(values[-len(now.means) :].tolist(), (errors[-len(now.means) :] + 1e-19).tolist(), strict=True)
+    )
     for name in ("mass", "target_mass"):
         value, error = found[name]
         if not abs(value - 1) <= max(1e-9, 10 * error):
