@@ -5,7 +5,6 @@ from itertools import pairwise
 import mpmath as mp
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.special
 import scipy.stats
 
@@ -97,7 +96,7 @@ GAUSSIANS = [
 
 @pytest.mark.parametrize("numbers", GAUSSIANS)
 def test_gaussian_pairs(numbers):
-    """All values but Jensen-Shannon; a start 1 % wider is told apart."""
+    """All values but Jensen-Shannon; a start 1 % wider and farther off is told apart."""
     m0, s0, mean, std, t0, s = numbers
     target, expected = ([1.0], [m0], [s0]), gaussian_pair(*numbers)
     found = at(target, ([1.0], [mean], [std]), t0, s)
@@ -110,10 +109,9 @@ def test_gaussian_pairs(numbers):
             )
     assert_sharp(found, ["kl", "fisher", "tv"], tolerances.IDENTITY)
     assert_sharp(found, ["w2"], tolerances.QUADRATURE)  # of narrow laws far from 0 the roundings count
-    wider = at(target, ([1.0], [mean], [1.01 * std]), t0, s)
-    moved = [name for name in expected if name not in ("mass",) and np.isfinite(expected[name])]
-    # At the end of a long way a start is forgotten: its width counts little, though more than the error.
-    assert set(outside(wider, {name: expected[name] for name in moved})) == set(moved)
+    moved = at(target, ([1.0], [1.01 * mean], [1.01 * std]), t0, s)
+    finite = {name: value for name, value in expected.items() if name != "mass" and np.isfinite(value)}
+    assert set(outside(moved, finite)) == set(finite)
 
 
 def test_infinite_chi2():
@@ -212,7 +210,7 @@ HARD = {
         ([1.0], [0.1], [0.4]),
         0.1,
         0.02,
-        (-0.07, 0.01, 6.2, 300),
+        (-0.09, 0.01, 6.8, 200),
         [(m, std, 4.5, 120) for m, std in ((-3, 0.05), (3, 0.1))],
     ),
 }
@@ -303,9 +301,7 @@ def test_w2_by_strata():
     """Quantiles of both laws at the middles of equal masses: exact as their number grows; 1 % off is told apart."""
     for target, start, t0, s in ((*FAR, 1.0, 0.0), (*TOY, 1.0, 0.2), (*HARD["sharp"][:2], 0.1, 0.02)):
         u = (np.arange(20_000) + 0.5) / 20_000
-        y = np.sum([w * std * 0 for w, _, std in zip(*start, strict=True)]) + scipy.stats.norm.ppf(
-            (np.arange(400) + 0.5) / 400, start[1][0], start[2][0]
-        )
+        y = scipy.stats.norm.ppf((np.arange(400) + 0.5) / 400, start[1][0], start[2][0])
         (alpha0, sigma0), (alpha, sigma) = linear_vp(t0), linear_vp(s)
         w, m, std = map(np.asarray, target)
         c = alpha0 / alpha
