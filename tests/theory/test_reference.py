@@ -178,7 +178,7 @@ def in_full(target, start, t0, s, over_y, over_x):
     terms = [term for term in terms if term[0] > 1e-34]
     found = dict.fromkeys(["mass", "kl", "fisher", "chi2", "dirichlet", "reverse_kl", "hellinger2"], mp.mpf(0))
     for x, weight in (point for piece in over_x for point in stretched(*piece)):
-        parts = [(a * normal(x, b, d), (b - x) / d) for a, b, d in terms if (x - b) ** 2 < 160 * d]
+        parts = [(a * normal(x, b, d), (b - x) / d) for a, b, d in terms if (x - b) ** 2 < 240 * d]
         mixture = [(w[k] * normal(x, n[k], U[k]), (n[k] - x) / U[k]) for k in modes]
         q, p = sum(a for a, _ in parts), sum(a for a, _ in mixture)
         if not q:
@@ -210,8 +210,8 @@ HARD = {
         ([1.0], [0.1], [0.4]),
         0.1,
         0.02,
-        (-0.09, 0.01, 6.8, 200),
-        [(m, std, 4.5, 120) for m, std in ((-3, 0.05), (3, 0.1))],
+        (-0.09, 0.01, 7.0, 220),
+        [(m, std, 4.5, 160) for m, std in ((-3, 0.05), (3, 0.1))],
     ),
 }
 
