@@ -280,7 +280,7 @@ def _cycle_end(p: Problem, steps: int, spacing: float) -> Estimate:
     return Estimate(laws.kl()[-1], jnp.where(lost < 1e-4, lost, jnp.inf))
 
 
-@partial(jax.jit, static_argnames=("particles", "steps"))
+@partial(jax.jit, static_argnames=("independent", "particles", "steps"))
 def _top_mode(
     p: Problem, key: PRNGKey, independent: bool, particles: int, steps: int
 ) -> tuple[Float[Array, " draws"], Float[Array, ""]]:
@@ -289,9 +289,11 @@ def _top_mode(
     ts = jnp.linspace(1.0, END, steps + 1) * p.t0
     data_key, path_key = jr.split(key)
     x = p.marginal(ts[-1]).sample(data_key, (particles,))
-    noised = jax.vmap(lambda t: transition(p.schedule, x, ts[-1], t))(ts[:-1])
-    anew = noised.mean + jax.vmap(jnp.multiply)(noised.std, jr.normal(path_key, noised.mean.shape))
-    path = jnp.where(independent, jnp.concatenate([anew, x[None]]), forward_path(p.schedule, x, ts, path_key))
+    path = forward_path(p.schedule, x, ts, path_key)
+    if independent:
+        noised = jax.vmap(lambda t: transition(p.schedule, x, ts[-1], t))(ts[:-1])
+        anew = noised.mean + jax.vmap(jnp.multiply)(noised.std, jr.normal(path_key, noised.mean.shape))
+        path = jnp.concatenate([anew, x[None]])
     latent = monotone_edit(p)(path[0][:, 0])[:, None]
     end = replay(solver, eps_fn, latent, ts, record(solver, eps_fn, path, ts))[-1]
     top = jnp.argmax(p.target.means[:, 0])

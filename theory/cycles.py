@@ -83,7 +83,8 @@ def edit_of(standard: Standard, data: GaussianMixture, schedule: Schedule, ts: T
     (m, std), (m_0, std_0) = (_standard(data.marginal(schedule, t)) for t in (ts[0], ts[-1]))
     gain = standard.source * std / std_0
     shift = m + standard.shift * std - standard.latent * m - gain * m_0
-    latent, source, noise = (jnp.reshape(a, (1, 1)) for a in (standard.latent, gain, standard.noise * std))
+    # of one type whatever was given, numbers or arrays: one program for all edits
+    latent, source, noise = (jnp.full((1, 1), a, std.dtype) for a in (standard.latent, gain, standard.noise * std))
     return Edit(latent, source, noise, shift[None])
 
 
@@ -94,13 +95,13 @@ def _standard(law: GaussianMixture) -> tuple[Scalar, Scalar]:
 # --- Gaussian data: everything is an affine function of unit normals ----------------------------------------------
 
 
-def _gaussian_path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "times_1 d"]) -> Path:
+def _gaussian_path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "normals d"]) -> Path:
     """A forward path of Gaussian data from unit normals, the last of which makes x_0."""
     x0 = data.means[0] + data.axes[0] @ (jnp.sqrt(data.variances[0]) * z[-1])
     return driven_path(schedule, x0, jnp.append(ts, 0.0), z[:-1])[:-1]
 
 
-def _fresh_path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "times_1 d"]) -> Path:
+def _fresh_path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "normals d"]) -> Path:
     """x_0 noised anew for every time, as "edit-friendly" inversion does (Huberman-Spiegelglas et al., 2304.06140)."""
     x0 = data.means[0] + data.axes[0] @ (jnp.sqrt(data.variances[0]) * z[-1])
     return schedule.alpha(ts)[:, None] * x0[None] + schedule.sigma(ts)[:, None] * z[:-1]
@@ -119,7 +120,7 @@ def recorded_noise(
     `independent` noises x_0 anew for every time. Exact: an affine function of normals has its Jacobian for a root.
     """
 
-    def f(z: Float[Array, "times_1 d"]) -> Float[Array, " n"]:
+    def f(z: Float[Array, "normals d"]) -> Float[Array, " n"]:
         path = _path(data, solver.schedule, ts, z, independent)
         noise = record(solver, noise_fn(data, solver.schedule), path, ts)
         return jnp.concatenate([noise, path[:1]]).ravel()
@@ -147,7 +148,7 @@ def gaussian_cycle(
     eps_fn = noise_fn(data, solver.schedule)
     back_fn = eps_fn if prompt is None else noise_fn(prompt, solver.schedule)
 
-    def f(z: Float[Array, "times_2 d"]) -> Float[Array, "times 2_d"]:
+    def f(z: Float[Array, "normals d"]) -> Float[Array, "times both"]:
         path = _path(data, solver.schedule, ts, z[1:], independent)
         noise = record(solver, eps_fn, path, ts)
         constraint = None if mask is None else Constraint(mask, path)
@@ -218,9 +219,10 @@ def information(data: GaussianMixture, schedule: Schedule, ts: Times, edit: Stan
 # --- Mixtures on the line: Chapman-Kolmogorov for the pair --------------------------------------------------------
 
 
-def monotone_edit(problem: Problem) -> Partial:
-    """The increasing map of x_t0 whose image has the law of the start, (n,) -> (n,); d = 1."""
-    return Partial(_monotone, problem.marginal(problem.t0), problem.start)
+def monotone_edit(problem: Problem, source: GaussianMixture | None = None) -> Partial:
+    """The increasing map of x_t0, noised from the source, whose image has the law of the start, (n,) -> (n,); d = 1."""
+    source = problem.target if source is None else source
+    return Partial(_monotone, source.marginal(problem.schedule, problem.t0), problem.start)
 
 
 def _monotone(before: GaussianMixture, after: GaussianMixture, x: Float[Array, " n"]) -> Float[Array, " n"]:

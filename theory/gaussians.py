@@ -19,11 +19,11 @@ Scalar = Float[Array, ""]
 class Offset(NamedTuple):
     """A Gaussian relative to p_t = N(m_t, V_t), d = 1: e = (mean - m_t) / sqrt(V_t), r = variance / V_t."""
 
-    e: Scalar
-    r: Scalar
+    e: Float[Array, "*times"]
+    r: Float[Array, "*times"]
 
     @jax.jit
-    def kl(self) -> Scalar:
+    def kl(self) -> Float[Array, "*times"]:
         """KL(p~ | p) = 1/2 [e² + r - 1 - log r]."""
         return (self.e**2 + (self.r - 1) - jnp.log1p(self.r - 1)) / 2  # r near 1 cancels in the difference alone
 

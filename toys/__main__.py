@@ -11,7 +11,15 @@ from theory.compilations import OLD_EMITTERS, collect_rarely, compile_hastily, k
 from toys import runner
 from toys.runner import Options, Suite
 
-EXPERIMENTS = ("priors", "kl", "plane", "learned", "steps", "drag")  # modules of this package, in reading order
+EXPERIMENTS = (
+    "priors",
+    "kl",
+    "plane",
+    "learned",
+    "steps",
+    "cycles",
+    "drag",
+)  # modules of this package, in reading order
 
 
 def prepare(tiny: bool) -> None:
@@ -33,7 +41,7 @@ SUITE = Suite(
     heading="# The toy experiments in numbers\n\n"
     "Errors are standard errors of samples; `exact` is known otherwise than by sampling.\n",
     folders=("theory", "toys"),
-    at_once=("learned", "plane", "kl", "drag", "steps", "priors"),
+    at_once=("learned", "plane", "kl", "drag", "steps", "cycles", "priors"),
     prepare=prepare,
 )
 
