@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -130,8 +131,13 @@ def paper_problem() -> Problem:
 
 
 def gaussian_problem(schedule: Schedule | None = None, t0: float = 1.0) -> Problem:
-    """A Gaussian pair, in which everything has a closed form: data N(1.3, .2²), start N(.5, .5²)."""
-    return problem(gaussian([1.3], [[0.04]]), gaussian([0.5], [[0.25]]), schedule or LinearVP(0.1, 10.0), t0)
+    """A Gaussian pair, in which everything has a closed form: data N(1.3, .2²), start N(.5, .5²).
+
+    Where t0 is so small that the marginal is narrower than this start, the start has half its variance.
+    """
+    data, schedule = gaussian([1.3], [[0.04]]), schedule or LinearVP(0.1, 10.0)
+    widest = data.marginal(schedule, jnp.asarray(t0, float)).variances.item()
+    return problem(data, gaussian([0.5], [[0.25 if widest > 0.25 else widest / 2]]), schedule, t0)
 
 
 ORDER = 18  # nodes of a panel in time

@@ -23,7 +23,9 @@ STATEMENTS = {
     "sde": Theorem("Theorem 3.1: the SDE contracts", "theory.theorems:sde_contraction"),
     "ode": Theorem("Theorem 3.2: the ODE does not", "theory.theorems:ode_invariance"),
     "rate": Theorem("The linear rate under a log-Sobolev inequality", "theory.rate_statements:linear_rate"),
-    "cycle": Theorem("Theorem 3.3: Cycle-SDE contracts", "theory.theorems:cycle_contraction"),
+    "cycle": Theorem(
+        "Theorem 3.3: Cycle-SDE contracts, and what it needs", "theory.cycle_statements:cycle_contraction"
+    ),
     "reconstruction": Theorem("Appendix A: reconstruction", "theory.theorems:reconstruction"),
     "lambda": Theorem("Any noise level between and beyond", "theory.beyond:lambda_family"),
     "divergences": Theorem("Any f-divergence", "theory.beyond:f_divergences"),
@@ -45,10 +47,6 @@ CONTROLS = (
         "sde-is-invariant",
         "fisher-without-half",
         "rate-twice-too-fast",
-        "edit-friendly-is-white",
-        "edit-friendly-has-the-law-of-the-sde",
-        "recorded-noise-has-unit-variance",
-        "fresh-noise-reconstructs",
         "inversion-reconstructs",
         "noise-level-does-not-matter",
         "inexact-ode-is-invariant",
@@ -69,6 +67,22 @@ CONTROLS = (
         "poincare-constant-one-percent-too-small",
         "narrow-axes-decide",
         "modes-at-half-their-distance",
+    )
+    | _controls(
+        "theory.cycle_controls",
+        "edit-friendly-is-white",
+        "edit-friendly-has-the-law-of-the-sde",
+        "recorded-noise-has-unit-variance",
+        "fresh-noise-reconstructs",
+        "noise-of-ddim-with-less-is-white",
+        "noise-of-euler-maruyama-is-white",
+        "noise-of-dpm-solver-is-white",
+        "cycle-sde-heals-at-half-the-noise",
+        "cycle-sde-has-the-law-of-the-sde-at-half-the-noise",
+        "an-edit-may-read-the-source",
+        "a-mask-keeps-the-guarantee",
+        "a-prompt-keeps-the-law-at-few-steps",
+        "a-start-off-by-a-millionth-is-not-seen",
     )
 )
 

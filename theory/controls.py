@@ -5,16 +5,13 @@ import jax.random as jr
 import numpy as np
 
 from theory.beyond import two_chain_moments
-from theory.checks import Check, Study, at_most, equal, gaussian_problem, paper_problem
+from theory.checks import Check, Study, at_most, equal, gaussian_problem
 from theory.divergences import gaussian_kl
 from theory.flows import kl_ode
-from theory.gaussians import clock, inexact_score, recorded_noise
-from theory.mixtures import gaussian, noise_fn
-from theory.processes import forward_path
+from theory.gaussians import clock, inexact_score
+from theory.mixtures import gaussian
 from theory.ratios import law_gaussian
-from theory.solve import sample, time_grid
-from theory.solvers import DDIM
-from theory.theorems import correlation, cycle_by_sampling, inversion_error
+from theory.theorems import inversion_error
 
 
 def ode_contracts(study: Study) -> Check:
@@ -44,45 +41,6 @@ def rate_twice_too_fast(study: Study) -> Check:
         gaussian_kl(law_gaussian(shifted, zero, 1.0), shifted.target),
         np.exp(-2 * float(clock(g, zero))) * float(gaussian_kl(shifted.start, marginal)),
     )
-
-
-def edit_friendly_is_white(study: Study) -> Check:
-    g = gaussian_problem()
-    ts = time_grid(g.schedule, 64, end=1e-3)
-    law = recorded_noise(DDIM(g.schedule, 1.0), g, ts, independent=True)
-    neighbours = np.diag(correlation(law.covariance)[:-1, :-1], 1)
-    return at_most(
-        'Noise drawn independently for each t ("edit-friendly") is white',
-        "Cor(w_i, w_j) = 0",
-        np.abs(neighbours).max(),
-        0.0,
-        1e-11,
-    )
-
-
-def edit_friendly_has_the_law_of_the_sde(study: Study) -> Check:
-    # On the toy, not on Gaussian data: there the edited law depends on (x_0, x_t0) alone, and the statement is true.
-    check = cycle_by_sampling(paper_problem(), independent=True)
-    return check._replace(statement='"Edit-friendly" noise ends in the modes as the SDE does')
-
-
-def recorded_noise_has_unit_variance(study: Study) -> Check:
-    g = gaussian_problem()
-    ts = time_grid(g.schedule, 64, end=1e-3)
-    variances = np.diag(recorded_noise(DDIM(g.schedule, 1.0), g, ts).covariance)[:-1]
-    return equal(
-        "Recorded noise has unit variance at 64 steps", "Var(w) = 1", variances[len(variances) // 2], 1.0, 1e-9
-    )
-
-
-def fresh_noise_reconstructs(study: Study) -> Check:
-    p = study.problem
-    ts = time_grid(p.schedule, 64, start=float(p.t0), end=1e-3)
-    x = p.target.sample(jr.key(0), (20,))
-    latent = forward_path(p.schedule, x, ts, jr.key(1))[0]
-    back = sample(DDIM(p.schedule, 1.0), noise_fn(p.target, p.schedule), latent, ts, jr.key(2))
-    worst = np.abs(np.subtract(back, x)).max()
-    return at_most("The SDE returns the source without recorded noise", "x~_0 = x_0", worst, 0.0)
 
 
 def inversion_reconstructs(study: Study) -> Check:

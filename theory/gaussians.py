@@ -1,22 +1,18 @@
-"""Closed forms for Gaussian data that go beyond the exact score: moments under an inexact one, and of recorded noise.
+"""Closed forms for Gaussian data on the line that go beyond the exact score: moments under an inexact one.
 
-For data N(m_0, V_0) everything in the paper is affine-Gaussian, so the laws of edited samples, of recorded noise and of
-inexact samplers are a mean and a covariance.
+For data N(m_0, V_0) everything in the paper is affine-Gaussian, so a law is a mean and a variance. `theory.cycles` has
+the laws of recorded noise and of Cycle-SDE.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from theory.arguments import level, prepared
-from theory.mixtures import noise_fn
 from theory.problems import Problem
-from theory.solve import record, replay
-from theory.types import Solver, Time, Times
+from theory.types import Time
 
 Scalar = Float[Array, ""]
 
@@ -24,13 +20,13 @@ Scalar = Float[Array, ""]
 class Offset(NamedTuple):
     """A Gaussian relative to p_t = N(m_t, V_t), d = 1: e = (mean - m_t) / sqrt(V_t), r = variance / V_t."""
 
-    e: Scalar
-    r: Scalar
+    e: Float[Array, "*times"]
+    r: Float[Array, "*times"]
 
     @jax.jit
-    def kl(self) -> Scalar:
+    def kl(self) -> Float[Array, "*times"]:
         """KL(p~ | p) = 1/2 [e² + r - 1 - log r]."""
-        return (self.e**2 + (self.r - 1) - jnp.log(self.r)) / 2
+        return (self.e**2 + (self.r - 1) - jnp.log1p(self.r - 1)) / 2  # r near 1 cancels in the difference alone
 
 
 @jax.jit
@@ -87,69 +83,3 @@ def girsanov(problem: Problem, s: Time, lam: float | Time, error: float | Time) 
     decayed = jnp.where(k == 0, A, -jnp.expm1(-k * A) / safe)  # integral of exp(-k a)
     fresh = jnp.where(k == 0, lam**2 * A**2 / 2, lam**2 / safe * (A - decayed))
     return girsanov_factor(lam) * error**2 * (fresh + (start.r + start.e**2) * decayed)
-
-
-def path_covariance(
-    problem: Problem, ts: Times, independent: bool | Bool[Array, ""] = False
-) -> Float[Array, "times times"]:
-    """Cov(x_t, x_s) = alpha_t alpha_s V_0 + (alpha_t / alpha_s) sigma_s², s <= t, on the forward path; d = 1.
-
-    `independent` noises x_0 anew for every time instead, as "edit-friendly" DDPM inversion does (Huberman-Spiegelglas
-    et al. 2024, arXiv 2304.06140): then the second term is on the diagonal only.
-    """
-    alpha, sigma = problem.schedule.alpha(ts), problem.schedule.sigma(ts)
-    signal = alpha[:, None] * alpha[None] * problem.target.variances[0, 0]
-    earlier = jnp.arange(len(ts))[:, None] > jnp.arange(len(ts))[None]  # ts decreases: a later index is earlier in t
-    shared = jnp.where(
-        earlier, alpha[None] / alpha[:, None] * sigma[:, None] ** 2, alpha[:, None] / alpha[None] * sigma[None] ** 2
-    )
-    return signal + jnp.where(independent, jnp.diag(sigma**2), shared)
-
-
-class Linear(NamedTuple):
-    """An affine function of a Gaussian path by its mean and covariance."""
-
-    mean: Float[Array, " n"]
-    covariance: Float[Array, "n n"]
-
-
-def through(
-    f: Callable[[Float[Array, "times 1"]], Float[Array, " n"]],
-    problem: Problem,
-    ts: Times,
-    independent: bool | Bool[Array, ""] = False,
-) -> Linear:
-    """The law of f(path) for Gaussian data and an f that is affine on paths, exact: the Jacobian is constant."""
-    mean_path = problem.schedule.alpha(ts)[:, None] * problem.target.means[0][None]
-    J = jax.jacfwd(f)(mean_path)[..., 0]
-    return Linear(f(mean_path), J @ path_covariance(problem, ts, independent) @ J.T)
-
-
-@jax.jit
-def recorded_noise(solver: Solver, problem: Problem, ts: Times, independent: bool | Bool[Array, ""] = False) -> Linear:
-    """The joint law of (w_1, ..., w_N, x_t0): the recorded noise of Eq. (8), and the latent it is recorded from."""
-    eps_fn = noise_fn(problem.target, problem.schedule)
-
-    def f(path: Float[Array, "times 1"]) -> Float[Array, " n"]:
-        return jnp.append(record(solver, eps_fn, path, ts)[:, 0], path[0, 0])
-
-    return through(f, problem, ts, independent)
-
-
-@jax.jit
-def cycle_edited(
-    solver: Solver,
-    problem: Problem,
-    ts: Times,
-    edit: Partial,
-    independent: bool | Bool[Array, ""] = False,
-) -> Linear:
-    """The law of (x~_s, x_s) at the end of Cycle-SDE, for an affine edit of x_t0, (1,) -> (1,), and any grid."""
-    eps_fn = noise_fn(problem.target, problem.schedule)
-
-    def f(path: Float[Array, "times 1"]) -> Float[Array, " n"]:
-        noise = record(solver, eps_fn, path, ts)
-        edited = replay(solver, eps_fn, edit(path[0]), ts, noise)[-1]
-        return jnp.concatenate([edited, path[-1]])
-
-    return through(f, problem, ts, independent)

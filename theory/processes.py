@@ -13,7 +13,7 @@ import jax.random as jr
 
 from theory.arguments import as_static, decreasing, level, prepared
 from theory.predictions import score_from_eps
-from theory.types import Kernel, NoiseFn, Path, PRNGKey, Schedule, Time, Times, X
+from theory.types import Kernel, Noise, NoiseFn, Path, PRNGKey, Schedule, Time, Times, X
 
 
 def marginal(schedule: Schedule, x0: X, t: Time) -> Kernel:
@@ -39,9 +39,13 @@ def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:
 
     Raises ValueError for a grid that grows.
     """
+    return driven_path(schedule, x, ts, jr.normal(key, (ts.size - 1, *x.shape), x.dtype))
+
+
+def driven_path(schedule: Schedule, x: X, ts: Times, noise: Noise) -> Path:
+    """The path that `forward_path` makes of this unit noise, (steps, *x), the noise of the last step first."""
     up = ts[::-1]
     clock = jnp.exp(-schedule.log_snr(up))
-    noise = jr.normal(key, (ts.size - 1, *x.shape), x.dtype)
     brownian = jnp.cumsum(jax.vmap(jnp.multiply)(jnp.sqrt(jnp.diff(clock)), noise), axis=0)
     alpha = schedule.alpha(up)
     noised = jax.vmap(lambda a, b: a * (x / alpha[0] + b))(alpha[1:], brownian)

@@ -18,6 +18,7 @@ EXPERIMENTS = (
     "learned",
     "guidance",
     "steps",
+    "cycles",
     "drag",
 )  # modules of this package, in reading order
 
@@ -41,7 +42,7 @@ SUITE = Suite(
     heading="# The toy experiments in numbers\n\n"
     "Errors are standard errors of samples; `exact` is known otherwise than by sampling.\n",
     folders=("theory", "toys"),
-    at_once=("learned", "plane", "kl", "drag", "guidance", "steps", "priors"),
+    at_once=("learned", "plane", "kl", "drag", "guidance", "steps", "cycles", "priors"),
     prepare=prepare,
 )
 

@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 
 from theory.chains import Moments, gaussian_chain
 from theory.checks import gaussian_problem, paper_problem
-from theory.gaussians import Offset, cycle_edited, inexact_score
+from theory.cycles import cycle_kl, gaussian_cycle, to_start
+from theory.gaussians import Offset, inexact_score
 from theory.mixtures import noise_fn
 from theory.problems import Problem
 from theory.processes import forward_path, transition
 from theory.schedules import LinearVP
 from theory.solve import Spacing, invert, record, replay, sample, time_grid
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama, Heun
-from theory.theorems import end_offset, to_start
 from theory.types import PRNGKey, Schedule, Solver, Times
 from toys.results import Row
 from toys.style import CYCLE, INK, ODE, OTHERS, SDE, figure, letter, styled
@@ -162,7 +162,8 @@ def _limits(g: Problem, levels: tuple[float, ...]) -> Float[Array, " levels"]:
 @jax.jit
 def _cycle_kl(g: Problem, ts: Times) -> Float[Array, ""]:
     """Of the exact law of Cycle-SDE, started by the affine edit that makes the wrong start."""
-    return end_offset(cycle_edited(DDIM(g.schedule, 1.0), g, ts, to_start(g)), g, ts[-1]).kl()
+    laws = gaussian_cycle(DDIM(g.schedule, 1.0), g.target, ts, to_start(g))
+    return cycle_kl(laws, g.schedule, g.target, ts)[-1]
 
 
 def _reconstruction(steps: int, x0: Float[Array, "n 1"], key: PRNGKey) -> np.ndarray:

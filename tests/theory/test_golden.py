@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 from tests import tolerances
 from tests.cases import assert_close
 from tests.problems import BETA, ZERO, assert_golden, pair, paper
 from theory.chains import Moments, gaussian_chain
 from theory.contraction import contraction_curve
+from theory.cycles import cycle_kl, gaussian_cycle, to_start
 from theory.divergences import gaussian_kl
-from theory.gaussians import Offset, clock, cycle_edited, inexact_score
+from theory.gaussians import clock, inexact_score
 from theory.heat import heat_curve
 from theory.inequalities import chi2_factor, log_sobolev, poincare
 from theory.mixtures import gaussian
@@ -116,25 +116,14 @@ def test_inexact_scores(error):
             assert_golden(inexact_score(pair(), ZERO, lam, -error).kl(), kl)
 
 
-def to_start(x):
-    """The edit x_t0 -> x~_t0 of the pair: the affine map from the marginal N(m, v) to the start."""
-    marginal, start = pair().marginal(pair().t0), pair().start
-    return start.means[0] + (x - marginal.means[0]) * jnp.sqrt(start.variances[0] / marginal.variances[0])
-
-
 @pytest.mark.parametrize("steps", [20, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (5, 100))])
 def test_cycle_has_no_discretisation_bias(steps):
     """Recorded noise: KL to the data is that of the continuum at any N for DDIM(1), not for DDIM(.9)."""
     ts = time_grid(BETA, steps, end=1e-9)  # w is 0/0 at 0; KL changes by 2.5e-9 of itself
-    data = pair().marginal(ts[-1])
-    moments = jax.tree.map(np.array, (pair().marginal(pair().t0), pair().start))
-    (m, v), (n, w) = ((law.means[0, 0], law.variances[0, 0]) for law in moments)
-    edit = Partial(lambda n, scale, m, x: n + scale * (x - m), n, (w / v) ** 0.5, m)
 
     def kl(eta):
-        law = cycle_edited(DDIM(BETA, eta), pair(), ts, edit)
-        std = data.variances[0, 0] ** 0.5
-        return Offset((law.mean[0] - data.means[0, 0]) / std, law.covariance[0, 0] / data.variances[0, 0]).kl()
+        laws = gaussian_cycle(DDIM(BETA, eta), pair().target, ts, to_start(pair()))
+        return cycle_kl(laws, BETA, pair().target, ts)[-1]
 
     assert_close(kl(1.0), 2.0352922102606e-5, 1e-6)
     with pytest.raises(AssertionError):

@@ -18,7 +18,7 @@ from theory.mixtures import from_covariances, gaussian, noise_fn
 from theory.problems import Problem
 from theory.ratios import ratio_sde
 from theory.solvers import DDIM
-from toys import drag, guidance, kl, learned, pictures, plane, priors, steps
+from toys import cycles, drag, guidance, kl, learned, pictures, plane, priors, steps
 from toys.__main__ import EXPERIMENTS, experiment
 
 pytestmark = pytest.mark.hasty
@@ -155,6 +155,30 @@ def test_the_two_limits_of_guidance_are_told_apart():
     assert len(wrong) == 6 and sum("steps of DD" in what for what in wrong) == 2
     assert np.all(arrays.between[:, 1, -1] < 1e-4 * arrays.between[:, 1, 0])
     assert np.all(arrays.mode[1] < arrays.mode[0] / 100) and np.all(arrays.mode_between < 1e-4 * arrays.mode_start)
+
+
+def test_what_keeps_the_guarantee():
+    """KL falls for an edit of x_t0 alone at eta = 1, and only there; it grows for one that reads x_0, below the bound.
+
+    A mask makes it grow the more, the more what is kept has to do with the rest; another prompt has the law of its own
+    SDE at the start, and an error at the end. With the levels exchanged, the row of continuous time does not agree.
+    """
+    arrays = tiny("cycles")
+    grows = [np.diff(kl).max() > 1e-9 for kl in arrays.levels]
+    assert grows == [True, True, True, False]
+    assert np.all(np.diff(arrays.sources, axis=1) > 0) and np.all(arrays.sources <= arrays.information + 1e-15)
+    assert np.all(np.diff(arrays.masks[:, -1]) > 0) and np.all(arrays.masks[:, 0] < 1e-25)
+    np.testing.assert_allclose(arrays.prompts[0, :3], arrays.prompt_sde[:3], rtol=1e-2)
+    assert arrays.prompts[0, -1] > 10 * arrays.prompt_sde[-1]
+    wrong = cycles.rows(arrays._replace(levels=arrays.levels[::-1]))
+    assert [row.what for row in wrong if not row.agrees] == ["the same with η = 1, in continuous time"]
+
+
+def test_two_solvers_have_no_bias_with_recorded_noise():
+    """DDIM(1) and DPM-Solver++ have the KL of the exact SDE; Euler-Maruyama and half the noise have another."""
+    arrays = tiny("cycles")
+    np.testing.assert_allclose(arrays.solvers[:2], float(arrays.sde), rtol=1e-8)
+    assert np.all(np.abs(arrays.solvers[2:] / float(arrays.sde) - 1) > 0.1)
 
 
 def gaussian_pictures():
