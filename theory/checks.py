@@ -140,7 +140,7 @@ def gaussian_problem(schedule: Schedule | None = None, t0: float = 1.0) -> Probl
     return problem(data, gaussian([0.5], [[0.25 if widest > 0.25 else widest / 2]]), schedule, t0)
 
 
-ORDER = 18  # nodes of a panel in time
+ORDER = 20  # nodes of a panel in time
 
 
 class Nodes(NamedTuple):

@@ -19,6 +19,7 @@ from theory.types import Estimate
 Values = Float[Array, " n"]
 
 ROUNDING = 2e-16  # of a distribution function
+ITERATIONS = 12  # of Newton's method, which doubles the digits, and of the bisections that bring it near
 
 
 class Tails(NamedTuple):
@@ -100,26 +101,30 @@ def inverse(density: Piecewise, u: Tails) -> Values:
     upper = len(fixed.right) - jnp.searchsorted(fixed.right[::-1], fixed_wanted, side="right")
     i = jnp.clip(jnp.where(from_below, lower, upper), 0, len(fixed.left) - 1)
 
-    def excess(density: Piecewise, t: Values, wanted: Values) -> Values:
+    side = jnp.where(from_below, 1.0, -1.0)
+
+    def tail(density: Piecewise, t: Values) -> Values:
         passed = density.half[i] * polynomial(density.primitive[i], t)
         whole = density.half[i] * density.primitive[i].sum(-1)
-        return jnp.where(from_below, density.left[i] + passed - wanted, wanted - density.right[i] - whole + passed)
+        return jnp.where(from_below, density.left[i] + passed, density.right[i] + whole - passed)
 
     def closer(_, state):
         low, high, t = state
-        f = excess(fixed, t, fixed_wanted)
-        low, high = jnp.where(f > 0, low, t), jnp.where(f > 0, t, high)
-        slope = fixed.half[i] * polynomial(fixed.powers[i], t)
-        step = t - f / jnp.where(slope > 0, slope, 1.0)
-        inside = (slope > 0) & (low < step) & (step < high)
-        return low, high, jnp.where(inside, step, (low + high) / 2)
+        found = tail(fixed, t)
+        beyond = side * (found - fixed_wanted) > 0
+        low, high = jnp.where(beyond, low, t), jnp.where(beyond, t, high)
+        # Of the logarithm of the tail, which is nearly straight where the tail itself is an exponential.
+        slope = side * fixed.half[i] * polynomial(fixed.powers[i], t) / found
+        step = t + jnp.log(fixed_wanted / found) / slope
+        near = jnp.clip(step, low, high)  # t is an end of the bracket: a step of rounding may leave it
+        return low, high, jnp.where(jnp.abs(step - near) < 1e-9, near, (low + high) / 2)
 
     ends = jnp.full_like(wanted, -1.0), jnp.full_like(wanted, 1.0)
-    *_, t = jax.lax.fori_loop(0, 40, closer, (*ends, jnp.zeros_like(wanted)))
+    *_, t = jax.lax.fori_loop(0, ITERATIONS, closer, (*ends, jnp.zeros_like(wanted)))
     at = fixed.half[i] * polynomial(fixed.powers[i], t)
     # 0, with the derivative of the root.
-    moved = excess(density, t, wanted) - excess(fixed, t, fixed_wanted)
-    t = t - jnp.where(at > 0, moved / jnp.where(at > 0, at, 1.0), 0.0)
+    moved = side * (wanted - fixed_wanted - tail(density, t) + tail(fixed, t))
+    t = t + jnp.where(at > 0, moved / jnp.where(at > 0, at, 1.0), 0.0)
     return density.middle[i] + density.half[i] * t
 
 

@@ -14,7 +14,7 @@ from tests import tolerances
 from tests.cases import assert_close, rotated_covariance
 from tests.problems import BETA, ZERO, asymmetric, both, gaussians_in_plane, in_plane, pair, paper
 from theory.contraction import contraction_curve
-from theory.divergences import KL, by_quadrature, gaussian_chi2, gaussian_fisher, gaussian_kl
+from theory.divergences import KL, by_quadrature, gaussian_chi2, gaussian_fisher, gaussian_kl, gaussian_w2
 from theory.flows import Flow, flow, flow_map, kl_ode
 from theory.line import quantile, tails
 from theory.mixtures import GaussianMixture, gaussian, mixture, mixture_1d
@@ -129,7 +129,7 @@ def test_gradients(given):
         return {name: jax.vmap(jax.vmap(ratio))(x) for name, ratio in found.items()}
 
     def assert_gradients(found, scale=1.0):
-        for log_h, grad in zip(*map(np.asarray, found), strict=True):
+        for log_h, grad in zip(*map(np.asarray, found[:2]), strict=True):
             assert_close(scale * grad[0], (log_h[1 : d + 1] - log_h[d + 1 :]) / (2 * step), tolerances.QUADRATURE)
 
     found = ratios(given, jnp.asarray(points[:, None] + shifts))
@@ -387,7 +387,7 @@ def test_reported_errors_bound_the_true_ones():
             estimate, exact = getattr(curve, name), closed(law, given.marginal(s))
             assert abs(estimate.value[i] - exact) <= estimate.error[i] + tolerances.IDENTITY * exact
             assert estimate.error[i] < 1e-3 * exact
-    assert np.all(np.isnan(curve.w2.value))  # documented: no formula in the plane
+    np.testing.assert_allclose(curve.w2.value[0], gaussian_w2(given.start, given.marginal(given.t0)), rtol=1e-12)
 
 
 # --- Theorem 3.2 -------------------------------------------------------------------------------------------------
@@ -457,21 +457,23 @@ def test_jacobian_of_the_flow():
         ((SHARP, gaussian([0.0], [[1.0]]), BETA, 0.0), r"t0 must lie in \(0, 1\], got 0"),
         ((SHARP, gaussian([0.0], [[1.0]]), BETA, 1.1), r"t0 must lie in \(0, 1\], got 1\.1"),
         ((SHARP, gaussian([0.0, 0.0], np.eye(2)), BETA), r"one dimension, got d = 1 and d = 2"),
-        (
-            (SHARP, mixture_1d([0.5, 0.5], [0.0, 1.0], [0.5, 1.6]), BETA),
-            r"component 1 of the start \(std up to 1\.6\).*heavier tails.*t0 = 1",
-        ),
-        ((SHARP, gaussian([2.0], [[0.64]]), BETA, 0.1), r"component 0 of the start \(std up to 0\.8\).*t0 = 0\.1"),
     ],
 )
 def test_bad_problems_are_named(arguments, match):
-    """ValueError that says what is wrong, and which component of the start is too wide."""
+    """ValueError that says what is wrong."""
     with pytest.raises(ValueError, match=match):
         problem(*arguments)
     assert problem(SHARP, gaussian([2.0], [[0.04]]), BETA, 0.1).t0 == 0.1
 
 
-PLANE, CUBE = in_plane(), (gaussian(np.zeros(3), np.eye(3)), gaussian(np.ones(3), 0.5 * np.eye(3)))
+def test_without_float64_exact_laws_are_refused():
+    """One line that says how to switch it on."""
+    with jax.enable_x64(False), pytest.raises(ValueError, match=r'exact laws need float64: call .*"jax_enable_x64"'):
+        problem(SHARP, gaussian([2.0], [[0.04]]), BETA)
+
+
+PLANE, CUBE = in_plane(), gaussian(np.zeros(3), np.eye(3))
+BOXES = mixture([0.5, 0.5], np.stack([np.ones(3), -np.ones(3)]), 0.5 * np.stack([np.eye(3)] * 2))
 
 
 @pytest.mark.parametrize(
@@ -482,9 +484,10 @@ PLANE, CUBE = in_plane(), (gaussian(np.zeros(3), np.eye(3)), gaussian(np.ones(3)
         (SHARP, gaussian([0.5], [[0.25]]), [0.5, -0.1], 1.0, r"stay in \[0, 1\]"),
         (SHARP, gaussian([0.5], [[0.25]]), [1.5, 0.1], 1.0, r"t0 must lie in \(0, 1\]"),
         (SHARP, gaussian([0.5], [[0.25]]), [1.0, 0.1], -0.5, r"lam must not be negative, got -0\.5"),
-        (PLANE.target, PLANE.start, [0.7, 0.1], 0.5, "two dimensions a mixture target needs lam = 1"),
+        (PLANE.target, PLANE.start, [0.7, 0.1], 0.5, "a mixture target needs lam = 1 in two dimensions"),
         (PLANE.target, PLANE.start, [0.7, 0.1], 0.0, "see kl_ode for lam = 0"),
-        (*CUBE, [0.7, 0.1], 1.0, "one or two dimensions, got d = 3"),
+        (SHARP, gaussian([0.5], [[0.25]]), [1.0, 0.1], np.nan, "lam must not be negative, got nan"),
+        (CUBE, BOXES, [0.7, 0.1], 1.0, "one or two dimensions, got d = 3"),
     ],
 )
 def test_bad_curves_are_named(target, start, ts, lam, match):

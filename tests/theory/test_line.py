@@ -14,7 +14,7 @@ from tests.problems import both
 from theory import line
 from theory.divergences import gaussian_w2
 from theory.mixtures import gaussian, mixture_1d
-from theory.quadrature import legendre_panels, panel_edges
+from theory.quadrature import legendre_panels, panel_edges, piecewise
 
 pytestmark = pytest.mark.hasty
 
@@ -64,19 +64,11 @@ def test_quantiles_jump_across_a_gap():
     assert -4 < ends[0] < -3 and 3.5 < ends[1] < 5
 
 
-def rule_for(p, q):
-    """Panels that end at the preimages of q's panels, where the map between the laws jumps."""
-    edges = panel_edges(both(p, q), 60)
-    rule = legendre_panels(edges)
-    images = line.preimages(rule, jnp.exp(p.log_prob(rule.nodes)), line.tails(q, panel_edges(q, 40)))
-    return legendre_panels(jnp.sort(jnp.concatenate([edges, images])))
-
-
 @jax.jit
 def w2(p, q):
-    rule = rule_for(p, q)
-    density = jnp.exp(p.log_prob(rule.nodes))
-    return line.w2(rule, density, line.tails_from_density(rule, density), q)
+    edges = panel_edges(both(p, q), 80)
+    x = legendre_panels(edges).nodes
+    return line.w2(*(piecewise(edges, jnp.exp(law.log_prob(x))) for law in (p, q)))
 
 
 def test_w2_of_gaussians():
@@ -111,14 +103,38 @@ def test_w2_across_a_gap():
     assert abs(w2(middle, gaps).value / by_coupling(middle, GAP) - 1) > 1e-3  # moments alone do not give it
 
 
-def test_tails_from_density():
-    """The tails of a law known at the nodes of a rule, and preimages of given probabilities, against the exact ones."""
-    rule = legendre_panels(panel_edges(LAW, 40))
-    density = jnp.exp(LAW.log_prob(rule.nodes))
-    known, exact = line.tails_from_density(rule, density), line.tails(LAW, rule.nodes[:, 0])
+def test_tails_and_quantiles_of_a_law_known_by_its_density():
+    """Both tails, and the points that have given tails, against the exact ones; another law is told apart."""
+    edges = panel_edges(LAW, 60)
+    x = legendre_panels(edges).nodes
+    law = piecewise(edges, jnp.exp(LAW.log_prob(x)))
+    known, exact = line.tails_of(law, x[:, 0]), line.tails(LAW, x[:, 0])
     np.testing.assert_allclose(np.exp(known.log_lower), np.exp(exact.log_lower), atol=tolerances.ROUNDING)
     np.testing.assert_allclose(np.exp(known.log_upper), np.exp(exact.log_upper), atol=tolerances.ROUNDING)
-    u = tails_of(jnp.log(jnp.array([1e-6, 0.1, 0.39, 0.7, 0.999])))
-    assert_close(line.preimages(rule, density, u), line.quantile(LAW, u), 1e-4)  # cubic between nodes
+    u = tails_of(jnp.log(jnp.array([1e-9, 1e-6, 0.1, 0.39, 0.7, 0.999, 1 - 1e-9])))
+    assert_close(line.inverse(law, u), line.quantile(LAW, u), tolerances.QUADRATURE)
     with pytest.raises(AssertionError):
-        assert_close(line.preimages(rule, 1.1 * density, u), line.quantile(LAW, u), 1e-4)
+        heavier = piecewise(edges, 1.001 * jnp.exp(LAW.log_prob(x)))
+        assert_close(line.inverse(heavier, u), line.quantile(LAW, u), tolerances.QUADRATURE)
+
+
+def test_derivatives_of_quantiles():
+    """With respect to the law and to the probability, of both kinds, against central differences."""
+    step = 1e-5
+
+    def both_kinds(shift, log_lower):
+        law = mixture_1d([0.4, 0.6], [-1.0, 1.5], [0.5, 0.3])
+        law = law._replace(means=law.means + jnp.array([[1.0], [0.3]]) * shift)
+        edges = jax.lax.stop_gradient(panel_edges(law, 60))
+        density = piecewise(edges, jnp.exp(law.log_prob(legendre_panels(edges).nodes)))
+        u = tails_of(log_lower)
+        return jnp.concatenate([line.quantile(law, u), line.inverse(density, u)])
+
+    at = jnp.zeros(()), jnp.log(jnp.array([1e-6, 0.2, 0.8]))
+    along = jnp.ones(()), jnp.array([0.3, -0.2, 0.1])
+    found = jax.jvp(both_kinds, at, along)[1]
+    up, down = (both_kinds(*(x + sign * step * v for x, v in zip(at, along, strict=True))) for sign in (1, -1))
+    assert_close(found, (up - down) / (2 * step), 1e-6)
+    assert_close(found[:3], found[3:], tolerances.QUADRATURE)
+    with pytest.raises(AssertionError):
+        assert_close(found[:3], 1.01 * found[3:], tolerances.QUADRATURE)

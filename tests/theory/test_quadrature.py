@@ -11,14 +11,18 @@ from tests import tolerances
 from tests.cases import assert_close, plane, rotated_covariance
 from theory.mixtures import gaussian, mixture, mixture_1d
 from theory.quadrature import (
+    absolute,
+    coarsened,
     covering_rule,
     cumulative,
     interval,
     legendre,
     legendre_panels,
+    length,
     normal_grid,
     panel_edges,
-    split_at_roots,
+    panel_errors,
+    piecewise,
 )
 
 pytestmark = pytest.mark.hasty
@@ -84,13 +88,58 @@ def test_error_of_panels_is_honest(panels):
     assert fine.integrate(jnp.exp(NARROW.log_prob(fine.nodes))).error < 1e-9
 
 
-def test_split_at_roots():
-    """The integral of |sin| over [0, 10] to rounding; without the roots it is wrong in the third digit."""
-    exact = 7 + np.cos(10.0 - 3 * np.pi) * -1  # three arches of 2, and one from 3 pi to 10
+def test_gaps_count_for_nothing():
+    """Modes 16 apart of std 0.02: all panels but one are in the modes, and the moments are right."""
+    law = mixture_1d([0.5, 0.5], [-8.0, 8.0], [0.02, 0.02])
+    assert_close(length(law), 37.0, tolerances.ROUNDING)  # 18 deviations each, and the gap counts as one
+    edges = panel_edges(law, 40)
+    assert np.sum(np.diff(edges) > 0.1) == 2 and abs(length(NARROW) - length(law)) > 1
+    assert_close(moments(law, legendre_panels(edges))[::2], exact_moments(law)[::2], tolerances.ROUNDING)
+    equal = jnp.linspace(edges[0], edges[-1], 41)
+    assert abs(moments(law, legendre_panels(equal))[0] - 1) > 1e-3  # negative control
+
+
+def test_errors_of_panels():
+    """Panel by panel they bound what is missed: of a pole at every distance, and of a kink; and are small at last."""
+    for distance in (0.05, 0.2, 0.5, 1.0):
+        edges = jnp.linspace(-1.0, 1.0, 5)
+        rule = legendre_panels(edges)
+        values = 1 / (rule.nodes[:, 0] ** 2 + distance**2)
+        exact = np.diff(np.arctan(np.asarray(edges) / distance)) / distance
+        found = (rule.weights * values).reshape(-1, 12).sum(1)
+        errors = panel_errors(rule, values)
+        assert np.all(abs(found - exact) <= errors + tolerances.ROUNDING * exact)
+        assert distance > 0.05 or np.max(abs(found - exact)) > 1e-6  # negative control: there is something to bound
+    assert np.all(errors < 1e-9 * exact)
+    kinked = panel_errors(rule, jnp.abs(rule.nodes[:, 0] - 0.1))
+    assert kinked[2] > 1e-3 and np.all(kinked[jnp.array([0, 1, 3])] < 1e-15)
+
+
+def test_piecewise():
+    """sin on [0, 10] by polynomials: its values, its integrals from either end, and |sin| with its kinks cut."""
     edges = jnp.linspace(0.0, 10.0, 12)
-    split, plain = (legendre_panels(e) for e in (split_at_roots(edges, jnp.sin), edges))
-    assert_close(split.integrate(jnp.abs(jnp.sin(split.nodes[:, 0]))).value, exact, tolerances.ROUNDING)
-    assert abs(plain.integrate(jnp.abs(jnp.sin(plain.nodes[:, 0]))).value - exact) > 1e-4
+    rule = legendre_panels(edges)
+    sine = piecewise(edges, jnp.sin(rule.nodes[:, 0]))
+    x = jnp.array([0.0, 0.3, 4.4, 9.9, 10.0])
+    for found, exact in (
+        (sine(x), np.sin(x)),
+        (sine.below(x), 1 - np.cos(x)),
+        (sine.above(x), np.cos(x) - np.cos(10.0)),
+    ):
+        np.testing.assert_allclose(found, exact, atol=tolerances.IDENTITY)
+        with pytest.raises(AssertionError):
+            np.testing.assert_allclose(1.01 * found, exact, atol=tolerances.IDENTITY)
+    exact = 7 + np.cos(10.0 - 3 * np.pi) * -1  # three arches of 2, and one from 3 pi to 10
+    assert_close(absolute(sine), exact, tolerances.IDENTITY)
+    assert abs(rule.weights @ jnp.abs(jnp.sin(rule.nodes[:, 0])) - exact) > 1e-4  # negative control
+
+
+def test_coarsened_values_have_the_integral_of_the_coarse_rule():
+    """To rounding; and they are other values."""
+    rule = legendre_panels(jnp.linspace(0.0, 20.0, 6))
+    values = jnp.cos(rule.nodes[:, 0])
+    assert_close(rule.weights @ coarsened(values), rule.coarse @ values, 1e-9)
+    assert abs(rule.weights @ (coarsened(values) - values)) > 1e-6
 
 
 def test_cumulative():

@@ -72,7 +72,6 @@ LINE = '{"weights": [0.5, 0.5], "means": [-1, 1], "stds": [0.3, 0.3]}'
         (["--target", "missing.json"], "cannot be read"),
         (["--target", LINE, "--t0", "1.5"], "t0 must lie in (0, 1]"),
         (["--target", LINE, "--t0", "nan"], "t0 must lie in (0, 1]"),
-        (["--target", LINE, "--start", '{"weights": [1], "means": [0], "stds": [9]}'], "heavier tails"),
         (["--start", '{"weights": [1], "means": [[0, 0]], "covariances": [[[1, 0], [0, 1]]]}'], "dimension"),
         (["--only", "everything"], "no such name"),
         (["--json", "no/such/folder/x.json"], "does not exist"),
