@@ -172,10 +172,9 @@ class Study:
     def __post_init__(self):
         if self.problem.target.dim > 2:
             raise ValueError(f"the checks integrate in one or two dimensions, got d = {self.problem.target.dim}")
-        if self.sde.kl.value[0] < 1e-9:
-            raise ValueError(
-                f"the start is the marginal at t0 already (KL = {self.sde.kl.value[0]:.2g}): nothing to heal"
-            )
+        before = float(_curve(self.problem, np.array([float(self.problem.t0)])).kl.value[0])
+        if before < 1e-9:
+            raise ValueError(f"the start is the marginal at t0 already (KL = {before:.2g}): nothing to heal")
 
     @property
     def on_line(self) -> bool:

@@ -35,6 +35,7 @@ Estimate = tuple[float, float]  # value, error
 EPS = np.finfo(float).eps
 BELOW = 46.0  # exp(-46) = 1e-20 of the largest value is left out
 TOLERANCE = 1e-15  # of the whole integral, for one panel
+MOST_PANELS = 10_000  # the hardest pairs need some two thousand
 
 
 # --- laws ----------------------------------------------------------------------------------------------------------
@@ -67,6 +68,10 @@ class Law(NamedTuple):
         """The score of every component, (k, *x)."""
         m, v = (part.reshape(-1, *[1] * x.ndim) for part in (self.means, self.variances))
         return (m - x) / v
+
+    def spread(self, x: np.ndarray) -> np.ndarray:
+        """How far the scores of the components are from that of all."""
+        return np.sum(self.responsibilities(x) * np.abs(self.pulls(x) - self.score(x)), axis=0)
 
     def rounding(self, x: np.ndarray) -> np.ndarray:
         """The error of log p(x) when x and the means are off by a rounding."""
@@ -149,6 +154,8 @@ def ratio_of_laws(start: Law, marginal: Law, x: np.ndarray) -> Ratio:
     log_h = start.log_density(x) - marginal.log_density(x)
     slopes = start.score(x), marginal.score(x)
     near = EPS * (np.abs(x) / start.variances.min() + np.abs(slopes[0]) + np.abs(slopes[1]))
+    # Where two components cross, their shares are only as good as their logarithms.
+    near += start.rounding(x) * start.spread(x) + marginal.rounding(x) * marginal.spread(x)
     return Ratio(log_h, slopes[0] - slopes[1], start.rounding(x) + marginal.rounding(x), near)
 
 
@@ -220,12 +227,14 @@ class Transition(NamedTuple):
             4 + np.abs(log_h) + (loose_y + loose + mass * np.abs(away) * sizes / total).sum(axis=1) / whole
         )
         slope_rounding = EPS * self.c * (mass * sizes / total).sum(axis=1) / whole
+        # Where two h_j cross, their shares are only as good as their logarithms.
+        apart = np.abs(slopes[0] - slopes[1] - mass * slope[:, None]).sum(axis=1) / whole
         terms = (np.abs(slopes[0]) + size * (self.c * tau_j2 / total)).sum(axis=1) / whole
         return Ratio(
             log_h,
             slope,
             rounding + quadrature + self.tau2_error * curvature,
-            slope_rounding + (quadrature + 16 * EPS) * terms,
+            slope_rounding + (quadrature + 16 * EPS) * terms + rounding * apart,
         )
 
     def _integrate(self, low, high, k, e, root_P, scale):
@@ -294,6 +303,8 @@ def grow(measure: Callable, edges: np.ndarray, unresolved: Callable):
     """measure(low, high) on panels, halved as long as `unresolved` names any of what was measured; in order of x.
 
     What is measured is a named tuple that begins with low and high, every field with the panels first.
+
+    Raises ArithmeticError rather than halve without end, as where roundings are larger than was thought.
     """
     panels = measure(edges[:-1], edges[1:])
     for _ in range(100):
@@ -302,6 +313,8 @@ def grow(measure: Callable, edges: np.ndarray, unresolved: Callable):
         split = unresolved(panels) & splittable
         if not split.any():
             break
+        if len(split) + split.sum() > MOST_PANELS:
+            raise ArithmeticError(f"reference: more than {MOST_PANELS} panels")
         low, middle, high = panels.low[split], middle[split], panels.high[split]
         fresh = measure(np.concatenate([low, middle]), np.concatenate([middle, high]))
         panels = type(panels)(*(np.concatenate([old[~split], new]) for old, new in zip(panels, fresh, strict=True)))
@@ -671,7 +684,8 @@ def reference(target: Mixture, start: Mixture, before: Scales, after: Scales | N
     renyi_two       log E_p h²
     mode_weights    E_p~ P(k | x) for every component k of the target
 
-    Raises ArithmeticError where p~ or p does not integrate to 1: a part of it would have been missed.
+    Raises ArithmeticError where p~ or p does not integrate to 1, as a part of it would have been missed, and where
+    panels are halved without end.
     """
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
         return _reference(target, start, before, after)

@@ -319,6 +319,19 @@ def test_w2_by_strata():
         assert error <= 1e-10 * value
 
 
+def test_starts_that_cross(monkeypatch):
+    """Where two narrow components of a start cross, the slope of log h is as rough as their shares: it is known to be.
+
+    The halving ends, and the modes keep their weights. Negative control: too few panels are noticed.
+    """
+    target, start, t0, s = random_pair(np.random.default_rng(3016))
+    here, later = (np.array(at(target, start, t0, t)["mode_weights"]) for t in (t0, s))
+    assert np.all(np.abs(later[:, 0] - here[:, 0]) <= here[:, 1] + later[:, 1])
+    monkeypatch.setattr(module, "MOST_PANELS", 40)
+    with pytest.raises(ArithmeticError, match="panels"):
+        at(target, start, t0, s)
+
+
 def test_what_is_missed_is_noticed(monkeypatch):
     """Negative control: a rule that leaves out all below a tenth of the largest value does not integrate to 1."""
     monkeypatch.setattr(module, "BELOW", 2.3)
