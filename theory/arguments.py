@@ -23,16 +23,26 @@ def prepared(**steps: Callable[[Any], Any]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         signature, where = inspect.signature(function), getattr(function, "__name__", "")
 
-        @wraps(function)
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def bound(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
             given = signature.bind(*args, **kwargs)
             for name in [name for name in steps if name in given.arguments]:
                 try:
                     given.arguments[name] = steps[name](given.arguments[name])
                 except ValueError as error:
                     raise ValueError(f"{where}: {name} {error}") from None
+            return given
+
+        @wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            given = bound(args, kwargs)
             return function(*given.args, **given.kwargs)
 
+        def lower(*args: Any, **kwargs: Any) -> Any:
+            given = bound(args, kwargs)
+            return cast(Any, function).lower(*given.args, **given.kwargs)
+
+        if hasattr(function, "lower"):  # of a jitted function, to compile ahead
+            cast(Any, called).lower = lower
         return cast(F, called)
 
     return decorate

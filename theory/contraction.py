@@ -252,10 +252,12 @@ def _integrands(given: Problem, at: Time, rule: Rule, ratio: Ratio) -> Integrand
 def _curve(given: Problem, at: Time, lam: float, integrals: dict[str, Estimate], tv: Estimate, w2: Estimate) -> Curve:
     integrals = dict(integrals)
     finite, decided = chi2_is_finite(given, at, lam), is_decided(given, at, lam)
-    unknown = jnp.where(decided, jnp.inf, jnp.nan)
     for name in ("f chi2", "rate chi2"):
         value, error = integrals[name]
-        integrals[name] = Estimate(jnp.where(finite, value, unknown), jnp.where(finite, error, unknown - unknown))
+        # The integrand is positive: what is not a number has overflowed.
+        value = jnp.where(finite & ~jnp.isnan(value), value, jnp.inf)
+        error = jnp.where(jnp.isfinite(value), error, 0.0)
+        integrals[name] = Estimate(jnp.where(decided, value, jnp.nan), jnp.where(decided, error, jnp.nan))
     f, rates = ({name: integrals[f"{kind} {name}"] for name in F_DIVERGENCES} for kind in ("f", "rate"))
     modes = [integrals[f"mode {k}"] for k in range(len(given.target.log_weights))]
     return Curve(at, f, rates, tv, w2, integrals["mass"], Estimate(*map(jnp.stack, zip(*modes, strict=True))))

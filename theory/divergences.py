@@ -50,7 +50,10 @@ class FDivergence(NamedTuple):
 def _jensen_shannon(r: Values, g: Values) -> Values:
     # of h log h / 2 - (1 + h) / 2 log((1 + h) / 2), written as the mean of KL(p|m) and KL(q|m), m = (p + q) / 2
     of_p, of_q = r - jax.nn.softplus(r) + jnp.log(2.0), jnp.log(2.0) - jax.nn.softplus(r)
-    return (of_p + jnp.expm1(-of_p) + jnp.exp(-r) * (of_q + jnp.expm1(-of_q))) / 2
+    small = jnp.minimum(r, 1.0)
+    near = jnp.exp(-small) * (of_q + jnp.expm1(-jnp.log(2.0) + jax.nn.softplus(small)))
+    far = jnp.exp(-r) * of_q - jnp.expm1(-r) / 2  # the same where exp(r) overflows
+    return (of_p + jnp.expm1(-of_p) + jnp.where(r > 1, far, near)) / 2
 
 
 # Of KL it uses E_p[q / p] = 1, and of the others likewise.
@@ -76,7 +79,7 @@ F_DIVERGENCES = {
         rate=Divergence(lambda r, g: jnp.exp(-r / 2) / 4 * g),
     ),
     "jensen_shannon": FDivergence(
-        Divergence(_jensen_shannon),
+        Divergence(_jensen_shannon, per_q=lambda r, g: _jensen_shannon(-r, g)),  # it is symmetric
         slope=lambda r: -jax.nn.softplus(-r) / 2,
         rate=Divergence(lambda r, g: jax.nn.sigmoid(-r) / 2 * g),
     ),

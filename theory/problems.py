@@ -45,7 +45,8 @@ class Curve(NamedTuple):
     """The distance of p~_s to p_s on a grid of times; every estimate holds arrays of shape (times,).
 
     `f` are the f-divergences of `theory.divergences.F_DIVERGENCES` by name, and `rates` what they lose: along the
-    reverse lambda-SDE dD_f/dt = lam²/2 g² rate. A chi2 that is infinite is inf. `w2` is nan for mixtures in two
+    reverse lambda-SDE dD_f/dt = lam²/2 g² rate. A chi2 that is infinite, or beyond floats, is inf; nan
+    where neither is decided (a mixture of the plane whose chi2 was infinite at t0). `w2` is nan for mixtures in two
     dimensions, where it has no formula, and `tv` in more. `mode_weights`, (times, k), is the mean posterior
     probability of each component of the target under p~_s: how much of the edited law sits in each mode. `mass` is the
     integral of p~_s.
