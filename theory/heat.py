@@ -102,6 +102,7 @@ def _measure(problem: Problem, grid: Grid, h: Cells, s: Time) -> dict[str, Array
     matched = line.quantile(marginal, line.Tails(*(jnp.log(jnp.maximum(tail, tiny)) for tail in (below, above))))
     distance = (medium.x - matched) ** 2
     size_of_two = grid.size[1:] + grid.size[:-1]
+    modes = marginal.responsibilities(medium.x[:, None])
     r = jnp.maximum(jnp.log(jnp.maximum(h, tiny)), -700.0)  # exp(700) is finite
     h = jnp.exp(r)
     log_size, flat = jnp.log(grid.size), jnp.zeros_like(r)
@@ -121,7 +122,8 @@ def _measure(problem: Problem, grid: Grid, h: Cells, s: Time) -> dict[str, Array
             "cut": len(problem.target.log_weights)
             * jnp.max(jnp.minimum(mass[1:], mass[:-1]) * jnp.abs(jnp.diff(distance))),
             "mass": mass.sum(),
-            "mode_weights": marginal.responsibilities(medium.x[:, None]) @ mass,
+            "mode_weights": modes @ mass,
+            "edge": jnp.max(jnp.maximum(mass[1:], mass[:-1])[None] * jnp.abs(jnp.diff(modes, axis=1)), axis=1) / 2,
         }
     )
 
@@ -131,10 +133,8 @@ def heat_curve(problem: Problem, ts: Times, lam: float | Time, cells: int = 400,
     """`contraction_curve` for any lam on the line, on `cells` cells in `steps` time steps, and twice as many of both.
 
     ts decreases from t0. The error is that of `evolution.refined`, and what one cell may change: of W2 where the map
-    between the laws jumps, of TV where h = 1. Under `jax.vmap` over lam what takes the time,
-    the grid's quantiles, is found once for all levels.
-
-    Raises ValueError for a lam that is known and not a number from 0 on.
+    between the laws jumps, of TV where h = 1, of the mode weights where a mode ends. Under `jax.vmap` over lam what
+    takes the time, the grid's quantiles, is found once for all levels.
     """
     lam = jnp.asarray(lam, float)
 
@@ -156,13 +156,15 @@ def heat_curve(problem: Problem, ts: Times, lam: float | Time, cells: int = 400,
     found = {n: Estimate(e.value, e.error + jnp.abs(e.value) * _along(lost, e.value)) for n, e in found.items()}
     cut, (value, error) = jnp.abs(found.pop("cut").value), found["w2"]
     w2 = Estimate(value, error + cut / jnp.maximum(value, jnp.sqrt(cut)))
+    value, error = found["mode_weights"]
+    mode_weights = Estimate(value, error + jnp.abs(found.pop("edge").value))
     tv = Estimate(found["tv"].value, found["tv"].error + jnp.abs(found.pop("kink").value))
     f, rates = ({name: found[f"{kind} {name}"] for name in F_DIVERGENCES} for kind in ("f", "rate"))
     finite = jax.vmap(lambda s: chi2_is_finite(problem, s, lam))(ts)
     for each in (f, rates):
         value, error = each["chi2"]
         each["chi2"] = Estimate(jnp.where(finite, value, jnp.inf), jnp.where(finite, error, 0.0))
-    return Curve(ts, f, rates, tv, w2, found["mass"], found["mode_weights"])
+    return Curve(ts, f, rates, tv, w2, found["mass"], mode_weights)
 
 
 def _along(times: Times, values: Array | np.ndarray) -> Array:

@@ -179,7 +179,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_user_s_schedule_works_wherever_it_comes_first(entry):
-    """A class that JAX was never told of, new for every entry: what a registered one of the same values gives."""
+    """A class that JAX does not know, new for every entry: what a registered one of the same values gives."""
     for base in (Geometric, Plain, Shifted):
         new = type(base.__name__, (base,), {"__eq__": base.__eq__, "__hash__": base.__hash__})
         known = jax.tree_util.register_static(type(base.__name__, (base,), {"__hash__": base.__hash__}))

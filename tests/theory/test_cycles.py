@@ -79,7 +79,7 @@ def assert_moments(draws, mean, covariance):
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_recorded_noise_against_monte_carlo(name, independent):
-    """Noise recorded by five steps, and the latent; the noise of the other kind of path is told apart."""
+    """Noise recorded by five steps, and the latent; negative control: the noise of the other kind of path."""
     solver, path = SOLVERS[name], paths(pair().target, independent)
     noise = record(solver, noise_fn(pair().target, BETA), path, TS)
     draws = np.concatenate([np.asarray(noise)[..., 0], np.asarray(path)[:1, :, 0]]).T
@@ -115,7 +115,7 @@ def test_who_records_white_noise(steps):
 
 
 def test_correlations_have_closed_forms():
-    """Of the noise with the latent, and of neighbours, by Jacobian and by hand; a level off by 1 % is told apart."""
+    """Of the noise with the latent, and of neighbours, by Jacobian and by hand; not of a level off by 1 %."""
     ts = time_grid(BETA, 20, end=0.01)
     laws = PathLaws.of(pair().target, BETA, ts)
     for solver, near in (
@@ -196,7 +196,7 @@ def test_it_is_the_law_of_the_editing_procedure():
 def test_noise_independent_of_the_latent_is_enough(name):
     """In the plane five steps have the exact law of the SDE at every time, though that of DPM-Solver++ is not white.
 
-    Against the closed form for a Gaussian target and the start that the edit makes; DDIM(.99) is told apart.
+    Against the closed form for a Gaussian target and the start that the edit makes; negative control: DDIM(.99).
     """
     edit = READS_ALL._replace(source=jnp.zeros((2, 2)))
     before = PLANE.marginal(BETA, TS[0])
@@ -273,14 +273,14 @@ def test_edits_that_read_the_source(source):
     laws = gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, edit_of(standard, pair().target, BETA, ts))
     kl = np.asarray(cycle_kl(laws, BETA, pair().target, ts))
     assert kl[0] < 1e-25 and np.all(np.diff(kl) > 0)
-    told = np.asarray(information(pair().target, BETA, ts, standard))
-    assert np.all(kl <= told + 1e-15)
+    bound = np.asarray(information(pair().target, BETA, ts, standard))
+    assert np.all(kl <= bound + 1e-15)
     # by determinants: of (y~_t0, y_s - k y_t0) in terms of the independent y_t0, and of y_0 given it
     k = np.array([correlation_of_times(pair().target, BETA, ts[0], s) for s in ts])[1:]
     j, Cor = k[-1] / k, k[-1]
     joint = np.array([[np.ones_like(k), k, Cor + 0 * k], [k, np.ones_like(k), j], [Cor + 0 * k, j, np.ones_like(k)]])
     rows = np.array([[standard.latent, 0.0, source], [np.nan, 1.0, 0.0]])
-    for i, expected in enumerate(told[1:]):
+    for i, expected in enumerate(bound[1:]):
         rows[1, 0] = -k[i]
         C = rows @ joint[:, :, i] @ rows.T
         assert_close(expected, -np.log(np.linalg.det(C) / C[0, 0] / C[1, 1]) / 2, tolerances.IDENTITY)
@@ -324,7 +324,7 @@ def test_prompts(covariance):
 
 @pytest.mark.parametrize("name", ["DDIM(0.5)", "EulerMaruyama(1)"])
 def test_line_cycle_is_the_gaussian_cycle(name):
-    """For Gaussian data, at every time; and its KL is told from that of an edit off by 1 %."""
+    """For Gaussian data, at every time; negative control: an edit off by 1 %."""
     solver, ts = SOLVERS[name], time_grid(BETA, 10, end=0.05)
     found = line_cycle(solver, pair(), ts, monotone_edit(pair()), panels=24, offsets=128).kl()
     edit = to_start(pair())
@@ -351,7 +351,7 @@ MOMENTS = (np.tanh, np.sin, np.cos, lambda x: np.exp(-8 * (x - 1) ** 2), lambda 
 
 
 def test_line_cycle_against_sampling():
-    """Three modes, ten steps: averages of five functions over 40000 draws; those of p_s are told apart.
+    """Three modes, ten steps: averages of five functions over 40000 draws; negative control: those of p_s.
 
     Twice the spacing of the offsets changes nothing that matters; the masses are one.
     """

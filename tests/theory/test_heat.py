@@ -120,7 +120,7 @@ def test_divergence_is_at_least_that_of_the_modes(lam):
     # KL of the weights changes by 4 (w - 1/2) for each of w.
     error = error + 4 * abs(weights.value[1] - 0.5) * weights.error[1]
     assert modes - error <= value <= 1.001 * modes + error
-    assert not modes - error <= 0.98 * value  # negative control
+    assert not modes - error <= 0.99 * value  # negative control
     converged = {1.5: 0.504814, 2.0: 0.500244}  # on grids twice and four times as fine
     assert abs(weights.value[1] - converged[lam]) < 1e-6
 
@@ -151,6 +151,6 @@ def test_hard_pairs_are_within_their_errors(target, start):
     curve = every(given, ts, 1.0, 1.01)
     for name in ("kl", "fisher", "chi2", "tv", "w2", "dirichlet", "mode_weights"):
         found, expected = getattr(curve[1.0], name), getattr(exact, name).value
-        assert np.all(abs(found.value - expected) <= 1.5 * found.error + 1e-14 * abs(expected)), name
+        assert np.all(abs(found.value - expected) <= found.error + 1e-14 * abs(expected)), name
     np.testing.assert_allclose(curve[1.0].kl.value, exact.kl.value, rtol=1e-4)
     assert np.all(abs(curve[1.01].kl.value - exact.kl.value)[1:2] > curve[1.01].kl.error[1:2])
