@@ -79,6 +79,12 @@ class ChainLaws(NamedTuple):
         terms = jnp.where(self.edited > 0, self.edited * (log_ratio + jnp.expm1(-log_ratio)), 0.0)
         return jnp.sum(self.rule.weights * terms, axis=-1)
 
+    @jax.jit
+    def lost(self) -> Float[Array, " times"]:
+        """How far the masses are from 1: what the nodes do not see of the kernels."""
+        masses = [jnp.sum(self.rule.weights * density, axis=-1) for density in (self.edited, self.right)]
+        return jnp.max(jnp.abs(jnp.stack(masses) - 1), axis=0)
+
 
 @partial(jax.jit, static_argnames="panels")
 def line_chain(solver: Solver, problem: Problem, ts: Times, panels: int = 48) -> ChainLaws:

@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 
 from theory.contraction import contraction_curve
 from theory.evolution import scales
+from theory.flows import kl_ode
 from theory.mixtures import gaussian, mixture_1d
 from theory.problems import Curve, Problem, problem
+from theory.processes import of_ou_time, ou_time
 from theory.quadrature import Rule, legendre, panel_errors
 from theory.schedules import LinearVP
 from theory.types import Estimate, Schedule, Times
@@ -56,6 +58,12 @@ class Check(NamedTuple):
         if least > self.tolerance or (least == self.tolerance and self.relation == "<"):
             return "fails"
         return "undecided"
+
+    @property
+    def margin(self) -> float:
+        """The residual over what is allowed, tolerance and error: a statement fails, a lie is caught, above 1."""
+        allowed = self.tolerance + self.error
+        return self.residual / allowed if allowed > 0 else np.inf if self.residual > 0 else -np.inf
 
 
 def equal(statement: str, equation: str, lhs: Number, rhs: Number, tolerance: float, **more: Any) -> Check:
@@ -144,7 +152,7 @@ ORDER = 20  # nodes of a panel in time
 
 
 class Nodes(NamedTuple):
-    """Gauss-Legendre panels in t, decreasing, with g² in the weights, and the SDE's curve at the nodes."""
+    """Gauss-Legendre panels in `ou_time`, t decreasing, with g² dt in the weights, and the SDE's curve at the nodes."""
 
     ts: Float[np.ndarray, " nodes"]
     weights: Float[np.ndarray, " nodes"]
@@ -189,7 +197,22 @@ class Study:
         p = self.problem
         if self.on_line and len(p.target.log_weights) == len(p.start.log_weights) == 1:
             return p, PAIR
-        return gaussian_problem(p.schedule, float(p.t0)), GAUSSIANS
+        return self.bundled, GAUSSIANS
+
+    @cached_property
+    def bundled(self) -> Problem:
+        """The built-in pair of Gaussians on the schedule, and with the t0, of the problem."""
+        return gaussian_problem(self.problem.schedule, float(self.problem.t0))
+
+    @property
+    def tolerance(self) -> float:
+        """Of identities: a rule on the line is right to rounding, in the plane it is a compromise."""
+        return 1e-12 if self.on_line else 1e-8
+
+    @cached_property
+    def ode(self) -> Estimate:
+        """KL(0) under the ODE, by its flow and log-determinant."""
+        return kl_ode(self.problem, 0.0)
 
     @cached_property
     def nodes(self) -> Nodes:
@@ -229,12 +252,12 @@ def _nodes(p: Problem, cuts: Float[np.ndarray, " panels_1"], wanted: float, roun
     """Panels between the cuts, which decrease from t0, halved until no rate's integral misses more than `wanted`."""
     nodes, weights, coarse, _ = legendre(ORDER)
     kept: list[Nodes] = []
-    todo = list(pairwise(cuts.tolist()))
+    todo = list(pairwise(np.asarray(_ou_time(p, cuts)).tolist()))
     for left in range(rounds, -1, -1):
         a, b = np.array(todo).T[:, :, None]
-        ts = ((a + b) / 2 - (a - b) / 2 * nodes).ravel()
+        ts, g2 = jax.device_get(_in_time(p, ((a + b) / 2 - (a - b) / 2 * nodes).ravel()))
         curve = jax.tree.map(lambda leaf: leaf[1:], _curve(p, np.append(float(p.t0), ts)))
-        scale = (a - b) / 2 * np.asarray(_beta(p, ts)).reshape(-1, ORDER)
+        scale = (a - b) / 2 * g2.reshape(-1, ORDER)
         found = Nodes(ts, (scale * weights).ravel(), (scale * coarse).ravel(), curve)
         known = [name for name, rate in curve.rates.items() if np.all(np.isfinite(rate.value))]
         totals = {n: sum(part.weights @ part.curve.rates[n].value for part in [*kept, found]) for n in known}
@@ -254,5 +277,12 @@ def _panel(nodes: Nodes, i: int) -> Nodes:
 
 
 @jax.jit
-def _beta(p: Problem, ts: Times) -> Times:
-    return p.schedule.beta(ts)
+def _ou_time(p: Problem, ts: Times) -> Times:
+    return ou_time(p.schedule, ts)
+
+
+@jax.jit
+def _in_time(p: Problem, ou_times: Times) -> tuple[Times, Times]:
+    """t, and g² dt per d ou_time."""
+    ts, passed = of_ou_time(p.schedule, ou_times)
+    return ts, passed * p.schedule.beta(ts)

@@ -24,19 +24,21 @@ from theory.mixtures import GaussianMixture, mixture
 from theory.problems import Problem, problem
 from theory.progress import progress
 from theory.ratios import ratio_ode, ratio_sde
+from theory.schedules import CosineVP, DiscreteVP, LinearVP, ScaledLinearVP
+from theory.types import Schedule
 
 if TYPE_CHECKING:
     from theory.__main__ import Args
 
 
-def verify(args: "Args", laws: Mapping[str, Components]) -> int:
+def verify(args: "Args", laws: Mapping[str, Components], schedule: Mapping[str, Any]) -> int:
     """Checks what the arguments ask for, and returns the exit code; `laws` are target and start, as far as given.
 
-    Raises ValueError for laws that cannot be.
+    Raises ValueError for laws and schedules that cannot be.
     """
     jax.config.update("jax_enable_x64", True)
     keep_compilations()
-    given = _problem(args.t0, laws)
+    given = _problem(args.t0, laws, _schedule(**schedule))
     names = [name for name in (CONTROLS if args.controls else STATEMENTS) if not args.only or name in args.only]
     checks = _control(given, names) if args.controls else _verify(given, names)
     _print(checks, args.controls)
@@ -54,13 +56,21 @@ def _exit_code(verdicts: list[str], controls: bool) -> int:
     return 0 if not amiss else 3 if amiss == {"undecided"} else 1
 
 
-def _problem(t0: float, laws: Mapping[str, Components]) -> Problem:
+def _schedule(kind: str, **parameters: Any) -> Schedule:
+    kinds = {"linear": LinearVP, "cosine": CosineVP, "scaled_linear": ScaledLinearVP, "discrete": DiscreteVP}
+    try:
+        return kinds[kind](**parameters)
+    except ValueError as error:
+        raise ValueError(f"--schedule: {error}") from None
+
+
+def _problem(t0: float, laws: Mapping[str, Components], schedule: Schedule) -> Problem:
     bundled = paper_problem()
     given = {name: mixture(*law) for name, law in laws.items()}
     target, start = given.get("target", bundled.target), given.get("start", bundled.start)
     if "target" in given and "start" not in given and target.dim != start.dim:
         raise ValueError(f"--target has d = {target.dim}; give a --start of the same dimension")
-    return problem(target, start, bundled.schedule, t0)
+    return problem(target, start, schedule, t0)
 
 
 def _verify(given: Problem, names: list[str]) -> dict[str, list[Check]]:
@@ -89,38 +99,56 @@ def _control(given: Problem, names: list[str]) -> dict[str, list[Check]]:
             bar.update(task, description=f"False: {name}")
             checks.append(control(name, study))
             bar.advance(task)
-    return {"False statements: each must be caught": checks}
+    return {"Each must be caught": checks}
 
 
 # --- output ------------------------------------------------------------------------------------------------------
 
 
+WIDTH = 100  # columns of what is not a terminal
+
+
 def _print(checks: dict[str, list[Check]], controls: bool) -> None:
     console = Console()
     if not console.is_terminal:
-        console = Console(width=180)  # a file or a pipe: whole lines rather than narrow columns
-    wide = console.width >= 150
-    digits = 12 if wide else 6
-    table = Table("statement", box=SIMPLE_HEAD, pad_edge=False)
-    if wide:
-        table.add_column("equation")
-    for column in ("left", "", "right", "residual", "tolerance", ""):
-        table.add_column(column, justify="right", no_wrap=True)
-    words = {"undecided": "undecided"} | (
-        {"fails": "caught", "holds": "NOT CAUGHT"} if controls else {"holds": "holds", "fails": "FAILS"}
-    )
+        console = Console(width=WIDTH)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("statement", ratio=1)
+    table.add_column("of what: assuming", width=21)
+    table.add_column("left\nright", no_wrap=True)
+    if controls:
+        table.add_column("false by", width=12)
+        table.add_column("margin", justify="right", no_wrap=True)
+    else:
+        table.add_column("residual\n± error\nallowed", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for title, group in checks.items():
         table.add_row(Text(title, "bold"))
         for check in group:
-            good = check.verdict == ("fails" if controls else "holds")
-            numbers = f"{check.lhs:.{digits}g}", check.relation, f"{check.rhs:.{digits}g}", f"{check.residual:.1e}"
-            verdict = Text(words[check.verdict], "green" if good else "bold red")
-            sentence = [Text(check.statement), Text(check.equation)] if wide else [Text(check.statement)]
-            table.add_row(*sentence, *numbers, f"{check.tolerance:.0e}", verdict)
+            table.add_row(*_cells(check, controls))
         table.add_section()
     console.print(table)
-    good = [check.verdict == ("fails" if controls else "holds") for group in checks.values() for check in group]
+    good = [_is_good(check, controls) for group in checks.values() for check in group]
     console.print(f"{sum(good)} of {len(good)} {'false statements caught' if controls else 'statements hold'}")
+
+
+def _is_good(check: Check, controls: bool) -> bool:
+    return check.verdict == ("fails" if controls else "holds")
+
+
+def _cells(check: Check, controls: bool) -> list[Text]:
+    """A row of the table: what is said, of what it is said, the two sides, how far they are apart, and the verdict."""
+    said = Text.assemble(check.statement, "\n", (check.equation, "cyan"))
+    about = Text.assemble(check.about, ": ", (check.assumes, "dim"))
+    sides = Text(f"   {check.lhs:.9g}\n{check.relation:<2} {check.rhs:.9g}")
+    words = {"undecided": "undecided"} | (
+        {"fails": "caught", "holds": "NOT CAUGHT"} if controls else {"holds": "holds", "fails": "FAILS"}
+    )
+    verdict = Text(words[check.verdict], "green" if _is_good(check, controls) else "bold red")
+    if controls:
+        return [said, about, sides, Text(check.lie), Text(f"{check.margin:.1e}"), verdict]
+    apart = Text(f"{check.residual:.1e}\n±{check.error:.0e}\n{check.tolerance:.0e}")
+    return [said, about, sides, apart, verdict]
 
 
 def _report(given: Problem, checks: dict[str, list[Check]]) -> dict[str, Any]:
@@ -134,7 +162,7 @@ def _report(given: Problem, checks: dict[str, list[Check]]) -> dict[str, Any]:
         "t0": float(given.t0),
         "versions": {name: version(name) for name in ("blessing", "jax", "numpy", "scipy")},
         "checks": [
-            {"group": title, **check._asdict(), "verdict": check.verdict}
+            {"group": title, **check._asdict(), "margin": check.margin, "verdict": check.verdict}
             for title, group in checks.items()
             for check in group
         ],

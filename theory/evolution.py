@@ -1,4 +1,4 @@
-"""Linear equations du/dtau = A(t) u on a grid, tau running backwards: one time-stepper, and its error by refinement."""
+"""Linear equations du = g² dt A(t) u on a grid, t running backwards: one time-stepper, and its error by refinement."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from theory.problems import Problem
-from theory.types import Estimate, Time, Times
+from theory.processes import of_ou_time, ou_time
+from theory.types import Estimate, Schedule, Time, Times
 
 Cells = Float[Array, " cells"]
-# (right, t, passed) -> the solution of (1 - passed A(t)) u = right
+# (right, t, passed) -> the solution of (1 - passed A(t)) u = right, `passed` being the integral of g² dt
 Implicit = Callable[[Cells, Time, Time], Cells]
 
 
 class Steps(NamedTuple):
-    """A decreasing grid of times, and where in it the times are that were asked for."""
+    """A decreasing grid of `ou_time`, in which schedules are smooth, and where in it the wanted times are."""
 
-    ts: Times
+    ou_times: Times
     at: Float[Array, " times"]  # indices
 
 
@@ -60,27 +61,32 @@ def steps_of(problem: Problem, ts: Times, count: int) -> Steps:
 
     low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
     grid = -jnp.sort(-jnp.concatenate([(low + high)[1:-1] / 2, ts]))
-    return Steps(grid, jnp.searchsorted(-grid, -ts))
+    return Steps(ou_time(problem.schedule, grid), jnp.searchsorted(-grid, -ts))
 
 
 def halved(steps: Steps) -> Steps:
     """Twice as many steps."""
-    ts = jnp.stack([steps.ts[:-1], (steps.ts[1:] + steps.ts[:-1]) / 2], axis=1).ravel()
-    return Steps(jnp.append(ts, steps.ts[-1]), 2 * steps.at)
+    times = steps.ou_times
+    finer = jnp.stack([times[:-1], (times[1:] + times[:-1]) / 2], axis=1).ravel()
+    return Steps(jnp.append(finer, times[-1]), 2 * steps.at)
 
 
-def evolve(implicit: Implicit, u: Cells, steps: Steps) -> Float[Array, "times cells"]:
+def evolve(schedule: Schedule, implicit: Implicit, u: Cells, steps: Steps) -> Float[Array, "times cells"]:
     """u at the times that were asked for, from u at the first of them."""
+
+    def solved(right: Cells, at: Time, long: Time) -> Cells:
+        t, passed = of_ou_time(schedule, at)
+        return implicit(right, t, long * passed * schedule.beta(t))
 
     def step(u: Cells, ends: Float[Array, "2"]) -> tuple[Cells, Cells]:
         # Alexander 1977, the two-stage L-stable SDIRK method of second order: tails and gaps between modes are stiff.
         gamma = 1 - 2**-0.5
-        t, h = ends[0], ends[0] - ends[1]
-        first = implicit(u, t - gamma * h, gamma * h)
-        u = implicit(u + (1 - gamma) / gamma * (first - u), t - h, gamma * h)
+        at, h = ends[0], ends[0] - ends[1]
+        first = solved(u, at - gamma * h, gamma * h)
+        u = solved(u + (1 - gamma) / gamma * (first - u), at - h, gamma * h)
         return u, u
 
-    _, path = jax.lax.scan(step, u, jnp.stack([steps.ts[:-1], steps.ts[1:]], axis=1))
+    _, path = jax.lax.scan(step, u, jnp.stack([steps.ou_times[:-1], steps.ou_times[1:]], axis=1))
     return jnp.concatenate([u[None], path])[steps.at]
 
 

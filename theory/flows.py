@@ -13,8 +13,9 @@ from theory import line
 from theory.divergences import Divergence, from_values
 from theory.mixtures import GaussianMixture
 from theory.problems import Problem
+from theory.processes import of_ou_time, ou_time
 from theory.quadrature import Rule, covering_rule, legendre_panels, panel_edges
-from theory.types import Estimate, Time
+from theory.types import Estimate, Time, Times
 
 Point = Float[Array, " d"]
 
@@ -34,29 +35,35 @@ class Flow(NamedTuple):
 def flow(problem: Problem, y: Float[Array, "n d"], s: float, rtol: float = 1e-11) -> Flow:
     """Carries points from t0 to s along the probability-flow ODE and its variational equation, in any dimension.
 
-    dx/dt = f x - g²/2 score, dJ/dt = (d drift/dx) J, by the 8th-order Runge-Kutta method of Dormand and Prince
-    (scipy's DOP853). log|det J| is the log-determinant of the change of variables.
+    dx/dt = f x - g²/2 score, dJ/dt = (d drift/dx) J, in `ou_time`, by the 8th-order Runge-Kutta method of Dormand and
+    Prince (scipy's DOP853). log|det J| is the log-determinant of the change of variables.
     """
     n, d = y.shape
     state = np.concatenate([np.ravel(y), np.tile(np.eye(d).ravel(), n)])
-    span = (float(problem.t0), float(s))
-    velocity = lambda t, state: np.asarray(_flow_velocity(problem, np.float64(t), state))  # noqa: E731
+    span = jax.device_get(_ou_times(problem, np.array([float(problem.t0), float(s)])))
+    velocity = lambda at, state: np.asarray(_flow_velocity(problem, np.float64(at), state))  # noqa: E731
     solution = solve_ivp(velocity, span, state, method="DOP853", rtol=rtol, atol=rtol)
     x, jacobian = np.split(solution.y[:, -1], [n * d])
     return Flow(jax.device_put(x.reshape(n, d)), jax.device_put(jacobian.reshape(n, d, d)))
 
 
 @jax.jit
-def _flow_velocity(problem: Problem, t: Time, state: Float[Array, " n_d_dd"]) -> Float[Array, " n_d_dd"]:
-    """d(x, J)/dt of `flow`, all points in one vector; their number follows from its length."""
+def _ou_times(problem: Problem, ts: Times) -> Times:
+    return ou_time(problem.schedule, ts)
+
+
+@jax.jit
+def _flow_velocity(problem: Problem, at: Time, state: Float[Array, " n_d_dd"]) -> Float[Array, " n_d_dd"]:
+    """d(x, J) / d ou_time of `flow`, all points in one vector; their number follows from its length."""
     d = problem.target.dim
     n = state.size // (d + d * d)
     x, jacobian = state[: n * d].reshape(n, d), state[n * d :].reshape(n, d, d)
+    t, passed = of_ou_time(problem.schedule, at)
     marginal = problem.marginal(t)
 
     def drift(x: Point) -> Point:
         # Eq. (5) with the score itself, which is smooth at t = 0 where eps / sigma is 0/0.
-        return problem.schedule.f(t) * x - problem.schedule.beta(t) / 2 * marginal.score(x)
+        return passed * (problem.schedule.f(t) * x - problem.schedule.beta(t) / 2 * marginal.score(x))
 
     dx, slope = jax.vmap(lambda x: (drift(x), jax.jacfwd(drift)(x)))(x)
     return jnp.concatenate([dx.ravel(), (slope @ jacobian).ravel()])

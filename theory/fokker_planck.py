@@ -45,14 +45,14 @@ def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, 
     x, inner, dx = (faces[1:] + faces[:-1]) / 2, faces[1:-1], faces[1] - faces[0]
 
     def implicit(law: Cells, t: Time, passed: Time) -> Cells:
-        """Solves (1 + passed d/dx (b - D d/dx)) law = right, a tridiagonal system.
+        """Solves (1 + passed d/dx (b - D d/dx)) law = right, a tridiagonal system; b and D are per g².
 
         What passes a face from below and from above is exponentially fitted (Scharfetter & Gummel 1969; Chang &
         Cooper 1970): central where noise prevails, upwind where drift does, and the law stays positive.
         """
-        beta = schedule.beta(t)
-        drift = -schedule.f(t) * inner - (1 + lam**2) / 2 * beta / schedule.sigma(t) * eps_fn(inner[:, None], t)[:, 0]
-        diffusion = lam**2 / 2 * beta / dx
+        score = -eps_fn(inner[:, None], t)[:, 0] / schedule.sigma(t)
+        drift = -schedule.f(t) / schedule.beta(t) * inner + (1 + lam**2) / 2 * score
+        diffusion = lam**2 / 2 / dx
         steep = drift / diffusion
         flat = jnp.abs(steep) < 1e-6  # where x / (exp(x) - 1) is 0 / 0
         steep = jnp.where(flat, 1.0, steep)
@@ -79,7 +79,7 @@ def _solve(problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int, 
 
     law = jnp.exp(problem.start.log_prob(x[:, None]))
     law = law / (dx * law.sum())
-    return jax.lax.map(lambda at: measure(*at), (evolve(implicit, law, in_time), ts))
+    return jax.lax.map(lambda at: measure(*at), (evolve(schedule, implicit, law, in_time), ts))
 
 
 @partial(jax.jit, static_argnames=("panels", "substeps"))

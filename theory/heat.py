@@ -146,9 +146,9 @@ def heat_curve(problem: Problem, ts: Times, lam: float | Time, cells: int = 400,
         h = h / (grid.size @ h)  # the equation keeps the mass, and divergences that small feel what lacks in it
 
         def implicit(right: Cells, t: Time, passed: Time) -> Cells:
-            return _implicit(grid, right, _medium(problem, grid, t), lam**2 / 2 * problem.schedule.beta(t) * passed)
+            return _implicit(grid, right, _medium(problem, grid, t), lam**2 / 2 * passed)
 
-        path = evolve(implicit, h, in_time)
+        path = evolve(problem.schedule, implicit, h, in_time)
         return jax.lax.map(lambda at: _measure(problem, grid, *at), (path, ts))
 
     found = refined(solved, cells // 2, steps_of(problem, ts, steps // 2))

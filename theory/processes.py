@@ -29,6 +29,24 @@ def transition(schedule: Schedule, x_s: X, s: Time, t: Time) -> Kernel:
     return Kernel(scale * x_s, schedule.sigma(t) * jnp.sqrt(shrink))
 
 
+def ou_time(schedule: Schedule, t: Time | Times) -> Time | Times:
+    """log(1 + (sigma / alpha)²), the time at which dx = -x/2 dt + dw has the signal-to-noise ratio of this schedule.
+
+    In it all schedules are smooth, those in steps too, and g² dt = (alpha² + sigma²) d ou_time: what is integrated over
+    time is integrated over this one.
+    """
+    return jax.nn.softplus(-schedule.log_snr(t))
+
+
+def of_ou_time(schedule: Schedule, ou_time: Time | Times) -> tuple[Time | Times, Time | Times]:
+    """The time t, above 0, at which `ou_time` has this value; and dt / d ou_time there, in which steps cancel.
+
+    At t = 0 itself g² may be 0.
+    """
+    t = schedule.t_of_log_snr(-jnp.log(jnp.expm1(jnp.maximum(ou_time, jnp.finfo(ou_time.dtype).tiny))))
+    return t, (schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) / schedule.beta(t)
+
+
 @prepared(schedule=as_static, ts=decreasing)
 @jax.jit
 def forward_path(schedule: Schedule, x: X, ts: Times, key: PRNGKey) -> Path:

@@ -27,9 +27,10 @@ def test_it_prints_a_table_and_writes_what_it_found(capsys, tmp_path):
     report, plot = tmp_path / "checks.json", tmp_path / "curves.png"
     code, out, _ = run(capsys, "--only", "sde", "--json", str(report), "--plot", str(plot))
     assert code == 0
-    assert "4 of 4 statements hold" in out
+    assert "6 of 6 statements hold" in out
+    assert max(map(len, out.splitlines())) <= 100
     data = json.loads(report.read_text())
-    assert [check["verdict"] for check in data["checks"]] == ["holds"] * 4
+    assert [check["verdict"] for check in data["checks"]] == ["holds"] * 6
     assert data["t0"] == 1.0 and data["target"]["means"] == [[-2.0], [2.0]] and "jax" in data["versions"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checks.json", "curves.png"]
@@ -39,6 +40,8 @@ def test_controls_exit_with_0_if_all_are_caught(capsys):
     """And say so."""
     code, out, _ = run(capsys, "--controls", "--only", "sde-is-invariant", "fisher-without-half")
     assert code == 0 and "2 of 2 false statements caught" in out
+    assert "a factor 2" in out and "margin" in out
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_a_false_statement_that_passes_is_an_error(capsys, monkeypatch):
@@ -74,6 +77,15 @@ LINE = '{"weights": [0.5, 0.5], "means": [-1, 1], "stds": [0.3, 0.3]}'
         (["--target", LINE, "--t0", "nan"], "t0 must lie in (0, 1]"),
         (["--start", '{"weights": [1], "means": [[0, 0]], "covariances": [[[1, 0], [0, 1]]]}'], "dimension"),
         (["--only", "everything"], "no such name"),
+        (["--schedule", "quadratic"], "choose from linear, cosine, sd"),
+        (["--schedule", '{"kind": "quadratic"}'], 'needs "kind", one of linear'),
+        (["--schedule", '{"kind": ["linear"]}'], 'needs "kind"'),
+        (["--schedule", '{"kind": "linear", "beta": 3}'], "linear has no beta; it has beta_min, beta_max"),
+        (["--schedule", '{"kind": "linear", "beta_min": "small"}'], "beta_min must be a number"),
+        (["--schedule", '{"kind": "linear", "beta_min": -3}'], "LinearVP needs 0 <= beta_min"),
+        (["--schedule", '{"kind": "scaled_linear", "steps": 2.5}'], "steps must be an integer"),
+        (["--schedule", '{"kind": "discrete"}'], "alphas_cumprod"),
+        (["--schedule", '{"kind": "discrete", "alphas_cumprod": [0.9, true]}'], "must be a list of numbers"),
         (["--json", "no/such/folder/x.json"], "does not exist"),
         (["--plot", "curves.bmp"], ".png, .pdf or .svg"),
     ],
