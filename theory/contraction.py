@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from theory import line
+from theory.arguments import level, prepared
 from theory.divergences import (
     F_DIVERGENCES,
     TV,
@@ -47,6 +48,7 @@ ROUNDS, MOST_PANELS = 12, 8192
 POINTS = {"first": 151, "later": 77}  # per axis of the plane; the law at t0 is the narrowest and the cheapest
 
 
+@prepared(lam=level)
 def contraction_curve(
     target: GaussianMixture,
     start: GaussianMixture,
@@ -65,8 +67,6 @@ def contraction_curve(
     times = np.asarray(ts, float)
     if not (times.ndim == 1 and len(times) and np.all(np.diff(times) < 0) and times[-1] >= 0):
         raise ValueError("contraction_curve: ts must decrease and stay in [0, 1]")
-    if not 0 <= lam < np.inf:
-        raise ValueError(f"contraction_curve: lam must not be negative, got {lam}")
     given = problem(target, start, schedule, times[0])
     if _by_heat(given, lam):
         return heat_curve(given, jax.device_put(times), lam)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from theory.arguments import level, prepared
 from theory.evolution import Cells, Steps, evolve, refined, steps_of
 from theory.problems import InexactCurve, Problem
 from theory.quadrature import REACH, legendre_panels, panel_edges
@@ -22,6 +23,7 @@ Nodes = Float[Array, " n"]
 Faces = Float[Array, " faces"]
 
 
+@prepared(lam=level)
 @partial(jax.jit, static_argnames=("cells", "steps"))
 def inexact_curve(
     problem: Problem, eps_fn: NoiseFn, ts: Times, lam: Time, cells: int = 400, steps: int = 200
@@ -31,6 +33,8 @@ def inexact_curve(
     lam > 0, on `cells` equal cells in `steps` time steps, and twice as many of both; the error is that of
     `evolution.refined`. ts decreases from t0 and ends above 0, where a network's score error
     eps / sigma is not defined. Under `jax.vmap` over eps_fn, lam or problem.start nothing is compiled again.
+
+    Raises ValueError for a noise level that cannot be.
     """
     solve = partial(_solve, problem, eps_fn, ts, lam)
     found = refined(solve, cells // 2, steps_of(problem, ts, steps // 2))

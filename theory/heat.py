@@ -18,6 +18,7 @@ from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jaxtyping import Array, Float
 
 from theory import line
+from theory.arguments import level, prepared
 from theory.divergences import F_DIVERGENCES, at_nodes
 from theory.evolution import Cells, Steps, evolve, refined, steps_of
 from theory.problems import Curve, Problem
@@ -128,6 +129,7 @@ def _measure(problem: Problem, grid: Grid, h: Cells, s: Time) -> dict[str, Array
     )
 
 
+@prepared(lam=level)
 @partial(jax.jit, static_argnames=("cells", "steps"))
 def heat_curve(problem: Problem, ts: Times, lam: float | Time, cells: int = 400, steps: int = 200) -> Curve:
     """`contraction_curve` for any lam on the line, on `cells` cells in `steps` time steps, and twice as many of both.
@@ -135,6 +137,8 @@ def heat_curve(problem: Problem, ts: Times, lam: float | Time, cells: int = 400,
     ts decreases from t0. The error is that of `evolution.refined`, and what one cell may change: of W2 where the map
     between the laws jumps, of TV where h = 1, of the mode weights where a mode ends. Under `jax.vmap` over lam what
     takes the time, the grid's quantiles, is found once for all levels.
+
+    Raises ValueError for a noise level that cannot be.
     """
     lam = jnp.asarray(lam, float)
 

@@ -1,6 +1,6 @@
 """The density ratio h_s = p~_s / p_s of a wrong start, exactly, as a function of the point.
 
-lam = 1, SDE              h_s(x) = E[h_t0(x_t0) | x_s = x]: an average over the forward kernel, any mixture
+lam = 1, SDE              h_s(x) = E[h_t0(x_t0) | x_s = x]: an average over the forward kernel, any mixture, d <= 2
 lam = 0, ODE              h is constant along the flow, on the line the monotone map between marginals
 any lam, Gaussian target  an affine map plus noise: a mixture stays a mixture, any dimension
 """

@@ -15,7 +15,9 @@ from theory.arguments import as_static
 from theory.compilations import traces
 from theory.contraction import contraction_curve
 from theory.editing import edit
+from theory.fokker_planck import inexact_curve
 from theory.gaussians import inexact_score
+from theory.heat import heat_curve
 from theory.mixtures import mixture_1d, noise_fn
 from theory.problems import problem
 from theory.processes import forward_path, reverse_diffusion, reverse_drift
@@ -33,6 +35,12 @@ LEVELS = {
     "law_gaussian": lambda lam: law_gaussian(PAIR, ZERO, lam),
     "inexact_score": lambda lam: inexact_score(PAIR, ZERO, lam),
 }
+WAY = jnp.array([1.0, 0.5])
+CURVES = {  # contraction_curve's are in test_contraction
+    "heat_curve": lambda lam: heat_curve(PAIR, WAY, lam, cells=20, steps=4),
+    "inexact_curve": lambda lam: inexact_curve(PAIR, EPS, WAY, lam, cells=20, steps=4),
+}
+IMPOSSIBLE = (-0.1, float("nan"), float("inf"), np.float64(-1.0), jnp.array(jnp.nan))
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -41,17 +49,31 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
+def assert_refused(name, function, lam):
+    """One line that names the function and the noise level."""
+    with pytest.raises(ValueError, match=f"{name}: lam must be finite and not negative") as error:
+        function(lam)
+    assert str(lam) in one_line(error)
+
+
 @pytest.mark.parametrize("name", LEVELS)
 def test_noise_levels_that_cannot_be(name):
     """Negative, infinite, nan: named, with the value; not where they are traced, and not zero or five."""
-    for bad in (-0.1, float("nan"), float("inf"), np.float64(-1.0), jnp.array(jnp.nan)):
-        with pytest.raises(ValueError, match=f"{name}: lam must be finite and not negative") as error:
-            LEVELS[name](bad)
-        assert str(bad) in one_line(error)
+    for bad in IMPOSSIBLE:
+        assert_refused(name, LEVELS[name], bad)
     found = jax.jit(lambda lam: LEVELS[name](lam))(jnp.array([-0.1, jnp.nan])[1])
     assert any(np.isnan(leaf).any() for leaf in jax.tree.leaves(found))
     for good in (0.0, 5.0, jnp.array(1.0)):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(LEVELS[name](good)))
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_noise_levels_of_curves(name):
+    """The same for curves, which take long to compile: a traced level and a good one pass the check."""
+    for bad in IMPOSSIBLE:
+        assert_refused(name, CURVES[name], bad)
+    assert jax.eval_shape(CURVES[name], jnp.array(jnp.nan)).ts.shape == WAY.shape
+    assert jax.eval_shape(lambda: CURVES[name](5.0)).ts.shape == WAY.shape
 
 
 def test_ddim_takes_no_more_noise_than_ddpm():
