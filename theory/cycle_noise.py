@@ -51,6 +51,7 @@ def noise(study: Study) -> Iterator[Check]:
         1e-9,
         **known,
     )
+    # of the study's pair, whatever that is
     yield at_most(
         "For any data it has mean zero given x_t, so it is not correlated with itself nor with the latent",
         "E[w | x_t] = 0",

@@ -62,8 +62,8 @@ def line_cycle(
     def edges_at(s: Time) -> Float[Array, " panels_1"]:
         return panel_edges(source.marginal(schedule, s), panels)
 
-    def step(carry, times):
-        (t, s), (x, deltas, law, *_) = times, carry
+    def solve(carry, t, s):
+        x, deltas, law, *_ = carry
         moved = mean(back_fn, x[:, None] + deltas, t, s) - mean(eps_fn, x, t, s)[:, None]
         fine, shared = _share_out(moved, law, offsets, spacing)
         edges = edges_at(s)
@@ -72,8 +72,11 @@ def line_cycle(
         out = legendre_panels(panel_edges(sde_cover(problem, s), panels))
         edited = _sum_of_shifted(edges, density, fine, out.nodes[:, 0])
         places, weights = jnp.broadcast_to(fine[None], density.shape), rule.weights[:, None] * density
-        after = rule.nodes[:, 0], places, weights, out, edited
-        carry = jax.tree.map(lambda new, old: jnp.where(t == s, old, new), after, carry)
+        return rule.nodes[:, 0], places, weights, out, edited
+
+    def step(carry, times):
+        t, s = times
+        carry = jax.lax.cond(t == s, lambda carry, *_: carry, solve, carry, t, s)
         return carry, carry[3:]
 
     rule = legendre_panels(edges_at(ts[0]))
