@@ -19,7 +19,7 @@ COMMANDS = {"theory/__main__.py", "theory/command.py", "theory/progress.py"}  # 
 SHARED = {"toys.runner", "toys.store", "toys.results", "toys.style"}  # what sd_port.experiments may import of toys
 LOOPS = {"scan", "fori_loop", "while_loop", "map", "associative_scan"}
 
-STEPPING = {"theory/solve.py", "theory/chains.py", "theory/cycles.py"}
+STEPPING = {"theory/solve.py", "theory/chains.py", "theory/line_cycles.py"}
 
 
 @cache
@@ -100,7 +100,7 @@ def test_what_is_shared_knows_no_toy():
 
 
 def test_only_solve_loops_over_solver_steps():
-    """Everybody else calls sample, replay or record; theory/chains.py and theory/cycles.py step laws, not points."""
+    """Everybody else calls sample, replay or record; chains.py and line_cycles.py step laws, not points."""
     stepping = {module: lines for module, tree in modules().items() if (lines := loops_over_steps(tree))}
     assert set(stepping) == STEPPING, stepping
 

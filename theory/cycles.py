@@ -1,4 +1,4 @@
-"""The laws of Cycle-SDE with finitely many steps, exactly: what Theorem 3.3 needs, and where it ends.
+"""The laws of Cycle-SDE with finitely many steps on Gaussian data, exactly: what Theorem 3.3 needs, where it ends.
 
 Record and replay in one line: of two states under the same noise the solver's standard deviation cancels,
 
@@ -16,29 +16,38 @@ Who has it      With the exact score in continuous time, eta = 1: W is the Brown
 More than that  An edit that knows of W has KL(p~_s | p_s) <= KL(p~_t0 | p_t0) + I(x~_t0; W), by data processing.
                 Another prompt needs W to be white and of variance 1, too, and then has the law of its own SDE: in
                 continuous time. A mask replaces what the SDE would have done by what the source did.
+
+For Gaussian data everything is an affine function of unit normals, and a law is a mean and a covariance. Mixtures on
+the line are in `theory.line_cycles`, closed forms in `theory.cycle_closed_forms`.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
-from theory import line
-from theory.chains import ChainLaws, Moments
-from theory.contraction import sde_cover
-from theory.gaussians import Offset
+from theory.chains import Moments
 from theory.mixtures import GaussianMixture, noise_fn
 from theory.problems import Problem
 from theory.processes import driven_path
-from theory.quadrature import legendre, legendre_panels, panel_edges
-from theory.solve import Constraint, record, replay
+from theory.solve import Constraint, record, replay, time_grid
 from theory.types import Path, Schedule, Solver, Time, Times
 
 Scalar = Float[Array, ""]
+Number = float | Scalar | Float[np.ndarray, ""]
+
+END = 1e-3  # where recording stops, above t = 0, as a part of t0
+
+
+def grid(p: Problem, steps: int, end: float = END, length: int = 0) -> Times:
+    """A uniform grid from t0 to end t0; steps of no length fill it up to `length` steps, so that programs are shared.
+
+    What such steps record is not a number, nor is what is replayed after them.
+    """
+    ts = time_grid(p.schedule, steps, start=float(p.t0), end=end * float(p.t0))
+    return jax.device_put(np.pad(ts, (0, max(length - steps, 0)), mode="edge"))
 
 
 class Edit(NamedTuple):
@@ -56,114 +65,111 @@ class Edit(NamedTuple):
         return self.latent @ latent + self.source @ source + self.noise @ noise + self.shift
 
 
-@jax.jit
-def to_start(g: Problem) -> Edit:
-    """The edit of x_t0 alone that turns the Gaussian marginal into the Gaussian start, d = 1."""
-    marginal, nothing = g.marginal(g.t0), jnp.zeros((1, 1))
-    scale = jnp.sqrt(g.start.variances / marginal.variances)
-    return Edit(scale, nothing, nothing, g.start.means[0] - scale[0] * marginal.means[0])
-
-
 class Standard(NamedTuple):
     """The same on the line for the standardised y = (x - m) / sqrt(V): latent y_t0 + source y_0 + noise z + shift.
 
     It leaves the law of the latent right where shift = 0 and latent² + source² + noise² + 2 latent source Cor = 1, with
-    Cor that of x_0 and x_t0.
+    Cor that of x_0 and x_t0. Standard(1) edits nothing.
     """
 
-    latent: float | Scalar
-    source: float | Scalar = 0.0
-    noise: float | Scalar = 0.0
-    shift: float | Scalar = 0.0
+    latent: Number
+    source: Number = 0.0
+    noise: Number = 0.0
+    shift: Number = 0.0
 
-
-@jax.jit
-def edit_of(standard: Standard, data: GaussianMixture, schedule: Schedule, ts: Times) -> Edit:
-    """The edit of x itself, for Gaussian data on the line; x_0 stands at ts[-1]."""
-    (m, std), (m_0, std_0) = (_standard(data.marginal(schedule, t)) for t in (ts[0], ts[-1]))
-    gain = standard.source * std / std_0
-    shift = m + standard.shift * std - standard.latent * m - gain * m_0
-    # of one type whatever was given, numbers or arrays: one program for all edits
-    latent, source, noise = (jnp.full((1, 1), a, std.dtype) for a in (standard.latent, gain, standard.noise * std))
-    return Edit(latent, source, noise, shift[None])
+    def of(self, data: GaussianMixture, schedule: Schedule, ts: Times) -> Edit:
+        """The edit of x itself, for Gaussian data on the line; x_0 stands at ts[-1]."""
+        (m, std), (m_0, std_0) = (_standard(data.marginal(schedule, t)) for t in (ts[0], ts[-1]))
+        gain = self.source * std / std_0
+        latent, source, noise = (jnp.reshape(a, (1, 1)) for a in (self.latent, gain, self.noise * std))
+        return Edit(latent, source, noise, (m + self.shift * std - self.latent * m - gain * m_0)[None])
 
 
 def _standard(law: GaussianMixture) -> tuple[Scalar, Scalar]:
     return law.means[0, 0], jnp.sqrt(law.variances[0, 0])
 
 
-# --- Gaussian data: everything is an affine function of unit normals ----------------------------------------------
-
-
-def _gaussian_path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "normals d"]) -> Path:
-    """A forward path of Gaussian data from unit normals, the last of which makes x_0."""
-    x0 = data.means[0] + data.axes[0] @ (jnp.sqrt(data.variances[0]) * z[-1])
-    return driven_path(schedule, x0, jnp.append(ts, 0.0), z[:-1])[:-1]
-
-
-def _fresh_path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "normals d"]) -> Path:
-    """x_0 noised anew for every time, as "edit-friendly" inversion does (Huberman-Spiegelglas et al., 2304.06140)."""
-    x0 = data.means[0] + data.axes[0] @ (jnp.sqrt(data.variances[0]) * z[-1])
-    return schedule.alpha(ts)[:, None] * x0[None] + schedule.sigma(ts)[:, None] * z[:-1]
-
-
-def _path(data, schedule, ts, z, independent) -> Path:
-    return jnp.where(independent, _fresh_path(data, schedule, ts, z), _gaussian_path(data, schedule, ts, z))
-
-
 @jax.jit
-def recorded_noise(
-    solver: Solver, data: GaussianMixture, ts: Times, independent: bool | Bool[Array, ""] = False
-) -> Moments:
-    """The joint law of (w_1, ..., w_N, x_t0) for Gaussian data, each of them (d,): the noise of Eq. (8) and the latent.
-
-    `independent` noises x_0 anew for every time. Exact: an affine function of normals has its Jacobian for a root.
-    """
-
-    def f(z: Float[Array, "normals d"]) -> Float[Array, " n"]:
-        path = _path(data, solver.schedule, ts, z, independent)
-        noise = record(solver, noise_fn(data, solver.schedule), path, ts)
-        return jnp.concatenate([noise, path[:1]]).ravel()
-
-    zero = jnp.zeros((len(ts) + 1, data.dim))
-    root = jax.jacfwd(f)(zero).reshape(-1, zero.size)
-    return Moments(f(zero), root @ root.T)
+def to_start(g: Problem) -> Standard:
+    """The edit of x_t0 alone that turns the Gaussian marginal into the Gaussian start, d = 1."""
+    (m, std), (mean, edited) = _standard(g.marginal(g.t0)), _standard(g.start)
+    zero = jnp.zeros(())
+    return Standard(edited / std, zero, zero, (mean - m) / std)
 
 
-@jax.jit
+class GaussianCycle(NamedTuple):
+    """Cycle-SDE on Gaussian data: joint laws, and KL(p~_s | p_s), p_s the marginal of the data, or of the prompt."""
+
+    laws: Moments  # of (x~_s, x_s), one after the other, at every time of the grid: (times, 2 d)
+    noise: Moments  # of (w_1, ..., w_N, x_t0), the noise of Eq. (8) and the latent, each of them (d,)
+    kl: Float[Array, " times"]
+
+
 def gaussian_cycle(
     solver: Solver,
     data: GaussianMixture,
     ts: Times,
-    edit: Edit,
+    edit: Edit | Standard,
     prompt: GaussianMixture | None = None,
     mask: Float[Array, " d"] | None = None,
     independent: bool | Bool[Array, ""] = False,
-) -> Moments:
-    """The law of (x~_s, x_s), one after the other, at every time of the grid: (times, 2 d), for Gaussian data.
+) -> GaussianCycle:
+    """Record, edit, replay for Gaussian data: any solver that is stochastic, any d; ts[-1] > 0.
 
     `prompt` is what the score of the way back describes, by default the data. Where the mask is 0, x~ is set to x at
-    every time, the first included (`theory.solve.Constraint`). Any solver that is stochastic, any d; ts[-1] > 0.
+    every time, the first included (`theory.solve.Constraint`). `independent` noises x_0 anew for every time, as
+    "edit-friendly" inversion does (Huberman-Spiegelglas et al., arXiv 2304.06140).
     """
-    eps_fn = noise_fn(data, solver.schedule)
-    back_fn = eps_fn if prompt is None else noise_fn(prompt, solver.schedule)
-
-    def f(z: Float[Array, "normals d"]) -> Float[Array, "times both"]:
-        path = _path(data, solver.schedule, ts, z[1:], independent)
-        noise = record(solver, eps_fn, path, ts)
-        constraint = None if mask is None else Constraint(mask, path)
-        x = edit(path[0], path[-1], z[0])
-        x = x if constraint is None else constraint.apply(x, path[0])
-        return jnp.concatenate([replay(solver, back_fn, x, ts, noise, constraint), path], axis=1)
-
-    zero = jnp.zeros((len(ts) + 2, data.dim))
-    root = jax.jacfwd(f)(zero).reshape(len(ts), 2 * data.dim, -1)
-    return Moments(f(zero), root @ jnp.swapaxes(root, 1, 2))
+    # of one type whatever was given, numbers or arrays: one program for all edits, and for all prompts
+    edit = jax.tree.map(lambda a: jnp.asarray(a, float), edit)
+    return _gaussian_cycle(solver, data, ts, edit, data if prompt is None else prompt, mask, independent)
 
 
 @jax.jit
-def cycle_kl(laws: Moments, schedule: Schedule, right: GaussianMixture, ts: Times) -> Float[Array, " times"]:
-    """KL(p~_s | p_s) at every time for what `gaussian_cycle` gives; `right` is the data law p_0, or the prompt's."""
+def _gaussian_cycle(
+    solver: Solver,
+    data: GaussianMixture,
+    ts: Times,
+    edit: Edit | Standard,
+    prompt: GaussianMixture,
+    mask: Float[Array, " d"] | None,
+    independent: bool | Bool[Array, ""],
+) -> GaussianCycle:
+    affine = edit.of(data, solver.schedule, ts) if isinstance(edit, Standard) else edit
+
+    def run(z: Float[Array, "normals d"]) -> tuple[Path, Path]:
+        path = _path(data, solver.schedule, ts, z[1:], independent)
+        noise = record(solver, noise_fn(data, solver.schedule), path, ts)
+        constraint = None if mask is None else Constraint(mask, path)
+        x = affine(path[0], path[-1], z[0])
+        x = x if constraint is None else constraint.apply(x, path[0])
+        back = replay(solver, noise_fn(prompt, solver.schedule), x, ts, noise, constraint)
+        return jnp.concatenate([back, path], axis=1), jnp.concatenate([noise, path[:1]]).ravel()
+
+    # An affine function is known by its values at 0 and at the unit vectors.
+    size = (len(ts) + 2) * data.dim
+    units = jnp.concatenate([jnp.zeros((1, size)), jnp.eye(size)]).reshape(size + 1, -1, data.dim)
+    laws, noise = map(_affine_law, jax.vmap(run)(units))
+    return GaussianCycle(laws, noise, _kl(laws, solver.schedule, prompt, ts))
+
+
+def _path(data: GaussianMixture, schedule: Schedule, ts: Times, z: Float[Array, "normals d"], independent) -> Path:
+    """The forward path of Gaussian data from unit normals, the last of which makes x_0; or x_0 noised for each time."""
+    x0 = data.means[0] + data.axes[0] @ (jnp.sqrt(data.variances[0]) * z[-1])
+    along = driven_path(schedule, x0, jnp.append(ts, 0.0), z[:-1])[:-1]
+    anew = schedule.alpha(ts)[:, None] * x0[None] + schedule.sigma(ts)[:, None] * z[:-1]
+    return jnp.where(independent, anew, along)
+
+
+def _affine_law(values: Float[Array, "normals_1 *times n"]) -> Moments:
+    """The law of an affine function of unit normals from its values at 0 and at the unit vectors."""
+    mean = values[0]
+    root = jnp.moveaxis(values[1:] - mean[None], 0, -1)
+    return Moments(mean, root @ jnp.swapaxes(root, -1, -2))
+
+
+def _kl(laws: Moments, schedule: Schedule, right: GaussianMixture, ts: Times) -> Float[Array, " times"]:
+    """KL(p~_s | p_s) at every time; `right` is the law p_0."""
 
     def at(law: Moments, s: Time) -> Scalar:
         p, d = right.marginal(schedule, s), right.dim
@@ -176,166 +182,21 @@ def cycle_kl(laws: Moments, schedule: Schedule, right: GaussianMixture, ts: Time
     return jax.vmap(at)(laws, ts)
 
 
-@jax.jit
-def correlation_of_times(data: GaussianMixture, schedule: Schedule, t: Time, s: Time) -> Scalar:
-    """Cor(x_s, x_t) = alpha_t sqrt(V_s) / (alpha_s sqrt(V_t)), s <= t; Gaussian data, d = 1."""
-    V_t, V_s = (data.marginal(schedule, time).variances[0, 0] for time in (t, s))
-    return jnp.exp(schedule.log_alpha(t) - schedule.log_alpha(s)) * jnp.sqrt(V_s / V_t)
+def recorded_noise(
+    solver: Solver, data: GaussianMixture, ts: Times, independent: bool | Bool[Array, ""] = False
+) -> Moments:
+    """The joint law of (w_1, ..., w_N, x_t0) for Gaussian data on the line: whatever the edit."""
+    return gaussian_cycle(solver, data, ts, Standard(1.0), independent=independent).noise
 
 
-@jax.jit
-def cycle_limit(
-    data: GaussianMixture, schedule: Schedule, ts: Times, edit: Standard, lam: float | Time = 1.0
-) -> Offset:
-    """The law of x~_s in continuous time at every time of a grid, by its moments, each (times,); Gaussian data, d = 1.
-
-    y~_s = y_s + l (y~_t0 - y_t0) with l = k^(lam²) and k = Cor(x_s, x_t0): the replayed noise is that of y_s, and what
-    two states differ by shrinks as the lambda-SDE's mean does. So e = l shift, and with j = Cor(x_s, x_0)
-
-        r = 1 + 2 l [(latent - 1) k + source j] + l² [(latent - 1)² + source² + 2 (latent - 1) source Cor + noise²].
-
-    At lam = 1 this is r - 1 = k² (r_t0 - 1) + 2 source Cor (1 - k²): without source the contraction of the SDE.
-    """
-    k = jax.vmap(lambda s: correlation_of_times(data, schedule, ts[0], s))(ts)
-    j = k[-1] / k
-    shrunk, moved = k ** (lam**2), edit.latent - 1.0
-    cross = 2 * shrunk * (moved * k + edit.source * j)
-    square = moved**2 + edit.source**2 + 2 * moved * edit.source * k[-1] + edit.noise**2
-    return Offset(shrunk * edit.shift, 1 + cross + shrunk**2 * square)
+def correlation(covariance: Float[Array, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Correlation matrix of a covariance matrix."""
+    scale = 1 / np.sqrt(np.diag(covariance))
+    return np.asarray(covariance) * scale[:, None] * scale
 
 
-@jax.jit
-def information(data: GaussianMixture, schedule: Schedule, ts: Times, edit: Standard) -> Float[Array, " times"]:
-    """I(x~_t0; W) = -1/2 log(1 - Cor(x~_t0, x_s - G x_t0)²), W the noise from t0 to s; Gaussian data, lam = 1, d = 1.
-
-    Of x_s the noise makes x_s - G x_t0, and nothing else of it is in x_0 and so in the edit. 0 without source.
-    """
-    k = jax.vmap(lambda s: correlation_of_times(data, schedule, ts[0], s))(ts)
-    j, Cor = k[-1] / k, k[-1]
-    variance = edit.latent**2 + edit.source**2 + 2 * edit.latent * edit.source * Cor + edit.noise**2
-    return -jnp.log1p(-((edit.source * j) ** 2) * (1 - k**2) / variance) / 2
-
-
-# --- Mixtures on the line: Chapman-Kolmogorov for the pair --------------------------------------------------------
-
-
-def monotone_edit(problem: Problem, source: GaussianMixture | None = None) -> Partial:
-    """The increasing map of x_t0, noised from the source, whose image has the law of the start, (n,) -> (n,); d = 1."""
-    source = problem.target if source is None else source
-    return Partial(_monotone, source.marginal(problem.schedule, problem.t0), problem.start)
-
-
-def _monotone(before: GaussianMixture, after: GaussianMixture, x: Float[Array, " n"]) -> Float[Array, " n"]:
-    return line.quantile(after, line.tails(before, x))
-
-
-@partial(jax.jit, static_argnames=("panels", "offsets"))
-def line_cycle(
-    solver: Solver,
-    problem: Problem,
-    ts: Times,
-    edit: Partial,
-    source: GaussianMixture | None = None,
-    panels: int = 32,
-    offsets: int = 192,
-    spacing: float | Scalar = 1.0,
-) -> ChainLaws:
-    """The law of Cycle-SDE on the line with a one-step solver and an edit of x_t0, (n,) -> (n,), that gives the start.
-
-    The pair of x_t and delta_t = x~_t - x_t is a Markov chain on the way back: x_s is drawn from the reverse kernel of
-    the data, p(x_s | x_t), which is exact, and delta_s = mean(x_t + delta_t) - mean(x_t). Its law is kept as weights on
-    a rule for x times evenly spaced delta: the map moves them off the grid, and each is shared out among the six
-    neighbours that interpolate there, which keeps all averages of smooth functions to sixth order.
-
-    problem.target is the law of the result and of the way back, `source`, by default the same, that of the data.
-    `edited` and `right` are the densities of x~_s and of problem's p_s. ts[0] = t0, ts[-1] > 0. The kernel must be
-    wider than the nodes' spacing, which the masses tell, and the offsets fine enough, which they do not: `spacing` = 2
-    spaces them twice as far, for the change under refinement. Steps of no length change nothing.
-    """
-    schedule = solver.schedule
-    source = problem.target if source is None else source
-    eps_fn, back_fn = noise_fn(source, schedule), noise_fn(problem.target, schedule)
-
-    def mean(eps_fn, x, t, s):
-        return solver.kernel(eps_fn, x.reshape(-1, 1), t, s, solver.init(x.reshape(-1, 1)))[0].mean.reshape(x.shape)
-
-    def edges_at(s: Time) -> Float[Array, " panels_1"]:
-        return panel_edges(source.marginal(schedule, s), panels)
-
-    def step(carry, times):
-        (t, s), (x, deltas, law, *_) = times, carry
-        moved = mean(back_fn, x[:, None] + deltas, t, s) - mean(eps_fn, x, t, s)[:, None]
-        fine, shared = _share_out(moved, law, offsets, spacing)
-        edges = edges_at(s)
-        rule = legendre_panels(edges)
-        density = _reverse_density(source, schedule, x, t, rule.nodes[:, 0], s) @ shared  # of x_s, for every delta
-        out = legendre_panels(panel_edges(sde_cover(problem, s), panels))
-        edited = _sum_of_shifted(edges, density, fine, out.nodes[:, 0])
-        places, weights = jnp.broadcast_to(fine[None], density.shape), rule.weights[:, None] * density
-        after = rule.nodes[:, 0], places, weights, out, edited
-        carry = jax.tree.map(lambda new, old: jnp.where(t == s, old, new), after, carry)
-        return carry, carry[3:]
-
-    rule = legendre_panels(edges_at(ts[0]))
-    x = rule.nodes[:, 0]
-    weights = rule.weights * jnp.exp(source.marginal(schedule, ts[0]).log_prob(rule.nodes))
-    # The first law sits on a curve: one delta for every x.
-    deltas = jnp.broadcast_to((edit(x) - x)[:, None], (len(x), offsets))
-    law = jnp.zeros_like(deltas).at[:, 0].set(weights)
-    first = legendre_panels(panel_edges(sde_cover(problem, ts[0]), panels))
-    density = jnp.exp(problem.start.log_prob(first.nodes))
-    _, rest = jax.lax.scan(step, (x, deltas, law, first, density), (ts[:-1], ts[1:]))
-    rules, edited = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (first, density), rest)
-    right = jnp.exp(jax.vmap(lambda s, nodes: problem.marginal(s).log_prob(nodes))(ts, rules.nodes))
-    return ChainLaws(rules, edited, right)
-
-
-def _reverse_density(source: GaussianMixture, schedule: Schedule, x_t, t: Time, x_s, s: Time) -> Float[Array, "n m"]:
-    """p(x_s | x_t) by Bayes, the nodes x_s first."""
-    c = jnp.exp(schedule.log_alpha(t) - schedule.log_alpha(s))
-    tau2 = -(schedule.sigma(t) ** 2) * jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))
-    up = -((x_t[None] - c * x_s[:, None]) ** 2) / (2 * tau2) - jnp.log(2 * jnp.pi * tau2) / 2
-    log_s, log_t = (source.marginal(schedule, r).log_prob(y[:, None]) for r, y in ((s, x_s), (t, x_t)))
-    return jnp.exp(up + log_s[:, None] - log_t[None])
-
-
-def _share_out(
-    places: Float[Array, "n m"], weights: Float[Array, "n m"], points: int, spacing: float | Scalar
-) -> tuple[Float[Array, " points"], Float[Array, "n points"]]:
-    """Weights at any places, moved to an even grid that spans those that matter: transposed sextic interpolation."""
-    matter = jnp.abs(weights) > 1e-17
-    low = jnp.min(jnp.where(matter, places, jnp.inf))
-    high = jnp.max(jnp.where(matter, places, -jnp.inf))
-    # A grid of no width, where nothing was edited, is widened; beyond the ends there is room for the neighbours.
-    gap = spacing * jnp.maximum(high - low, 1e-6) / (points - 7)
-    grid = low + gap * (jnp.arange(points) - 3)
-    at = (jnp.clip(places, low, high) - grid[0]) / gap
-    first = jnp.clip(jnp.floor(at).astype(int) - 2, 0, points - ORDER)
-    u = at - first
-    rows = jnp.arange(len(places))[:, None]
-    shared = jnp.zeros((len(places), points))
-    for i in range(ORDER):
-        lagrange = jnp.ones_like(u)
-        for j in range(ORDER):
-            lagrange = lagrange if i == j else lagrange * (u - j) / (i - j)
-        shared = shared.at[rows, first + i].add(jnp.where(matter, weights * lagrange, 0.0))
-    return grid, shared
-
-
-ORDER = 6  # points of an interpolation in delta
-
-
-def _sum_of_shifted(edges, density: Float[Array, "n m"], shifts: Float[Array, " m"], y) -> Float[Array, " k"]:
-    """sum_m f_m(y - shift_m) for f_m given at the nodes of panels, 0 outside of them."""
-    nodes, _, _, _ = legendre(12)
-    barycentric = jnp.asarray(1 / np.prod(nodes[:, None] - nodes[None] + np.eye(12), axis=1))
-    x = y[:, None] - shifts[None]
-    panel = jnp.clip(jnp.searchsorted(edges, x) - 1, 0, len(edges) - 2)
-    u = 2 * (x - edges[panel]) / (edges[panel + 1] - edges[panel]) - 1
-    total, norm = jnp.zeros_like(x), jnp.zeros_like(x)
-    columns = jnp.arange(len(shifts))[None]
-    for i, node in enumerate(nodes.tolist()):
-        share = barycentric[i] / jnp.where(u == node, 1e-300, u - node)
-        total, norm = total + share * density[panel * 12 + i, columns], norm + share
-    inside = (x >= edges[0]) & (x <= edges[-1])
-    return jnp.sum(jnp.where(inside, total / norm, 0.0), axis=1)
+def off_diagonal(noise: Moments) -> tuple[Float[np.ndarray, "steps steps"], Float[np.ndarray, " steps"]]:
+    """Correlations of the noise among itself, with 0 on the diagonal, and with the latent; d = 1."""
+    found = correlation(noise.covariance)
+    np.fill_diagonal(found, 0.0)
+    return found[:-1, :-1], found[-1, :-1]

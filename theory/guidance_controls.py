@@ -4,14 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from theory.beyond import attained, least, whole_bound
-from theory.checks import GAUSSIANS, Check, Study, at_most, equal, gaussian_problem
+from theory.checks import GAUSSIANS, Check, Study, at_most, equal
 from theory.gaussians import girsanov, girsanov_factor
-from theory.guidance import tilted
+from theory.guidance import Guided, tilted
 from theory.guidance_statements import guided_gaussians, known_of
 
 
+def _given(study: Study) -> Guided:
+    """The built-in Gaussians on the study's schedule and t0."""
+    return guided_gaussians(study.problem.schedule, float(study.problem.t0))
+
+
 def guided_sampling_ends_at_the_class_law(study: Study) -> Check:
-    given = guided_gaussians()
+    given = _given(study)
     floor = float(known_of(given).right[1].kl(given.of_class(jnp.zeros(()))))
     return at_most(
         "Guided sampling from the right start ends at the law of the class",
@@ -25,7 +30,7 @@ def guided_sampling_ends_at_the_class_law(study: Study) -> Check:
 
 
 def ddim_and_ddpm_have_one_limit_under_guidance(study: Study) -> Check:
-    known = known_of(guided_gaussians())
+    known = known_of(_given(study))
     ode, sde = (law.variance for law in known.right)
     return equal(
         "DDIM and DDPM have one limit under guidance",
@@ -39,12 +44,12 @@ def ddim_and_ddpm_have_one_limit_under_guidance(study: Study) -> Check:
 
 
 def the_guided_drift_is_the_drift_of_p_t(study: Study) -> Check:
-    given, t = guided_gaussians(), jnp.asarray(0.3)
-    schedule = given.problem.schedule
+    given = _given(study)
+    schedule, t = given.problem.schedule, 0.3 * given.problem.t0
     diffused = schedule.alpha(t) ** 2 * tilted(given, jnp.zeros(())).variance + schedule.sigma(t) ** 2
     found = tilted(given, t).variance
     return equal(
-        "The guided score is the score of a diffused law, of p(·|c)^w p^(1-w) (its variance at t = .3)",
+        "The guided score is the score of a diffused law, of p(·|c)^w p^(1-w) (its variance at t = .3 t0)",
         "1 / [w/V_c + (1-w)/V_u] = α² v + σ²",
         found,
         diffused,
@@ -55,7 +60,7 @@ def the_guided_drift_is_the_drift_of_p_t(study: Study) -> Check:
 
 
 def guided_runs_contract_as_unguided_ones(study: Study) -> Check:
-    known = known_of(guided_gaussians())
+    known = known_of(_given(study))
     return equal(
         "Two guided runs contract by what two unguided ones do",
         "ρ_w = exp(-∫ g²/V)",
@@ -68,12 +73,12 @@ def guided_runs_contract_as_unguided_ones(study: Study) -> Check:
 
 
 def girsanovs_factor_off_by_one_percent(study: Study) -> Check:
-    check = attained(gaussian_problem(), 1.0, lambda lam: 1.01 * girsanov_factor(lam))
+    check = attained(_given(study).problem, 1.0, lambda lam: 1.01 * girsanov_factor(lam))
     return check._replace(statement="Girsanov's bound with a factor 1 % too large is attained but for ρ", lie="by 1 %")
 
 
 def the_whole_bound_is_least_at_lam_1(study: Study) -> Check:
-    g = gaussian_problem()
+    g = _given(study).problem
     best = least(lambda lam: girsanov(g, jnp.zeros(()), lam, 0.1))
     at_one, lowest = (float(whole_bound(g, lam, 0.1)) for lam in (1.0, best))
     return at_most(

@@ -1,53 +1,32 @@
 """What keeps the guarantee of Cycle-SDE: Theorem 3.3, which edits, masks, prompts, levels and solvers it covers.
 
 Every KL is that of an exact law: linear algebra on Gaussian data, Chapman-Kolmogorov on the paper's mixture
-(`theory.cycles`). Theorem 3.3 promises that no curve rises on its way to t = 0.
+(`theory.cycles`, `theory.line_cycles`). Theorem 3.3 promises that no curve rises on its way to t = 0.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from theory.checks import gaussian_problem, paper_problem
 from theory.contraction import contraction_curve
-from theory.cycle_statements import (
-    PathLaws,
-    in_plane,
-    masked_kl,
-    prompt_moments,
-    prompt_sde_kl,
-    reads_the_source,
-    redrawn,
-)
-from theory.cycles import (
-    Edit,
-    Standard,
-    cycle_kl,
-    cycle_limit,
-    edit_of,
-    gaussian_cycle,
-    information,
-    line_cycle,
-    monotone_edit,
-    to_start,
-)
+from theory.cycle_closed_forms import cycle_limit, information, prompt_kl, prompt_sde_kl, reading_kl, reads_the_source
+from theory.cycle_edits import in_plane, masked_cycle, redrawn
+from theory.cycles import END, Standard, gaussian_cycle, grid, to_start
 from theory.gaussians import inexact_score
-from theory.mixtures import gaussian
-from theory.problems import Problem
-from theory.solve import time_grid
+from theory.line_cycles import line_cycle, monotone_edit
+from theory.mixtures import GaussianMixture, gaussian
 from theory.solvers import DDIM, DPMSolverPP2M, EulerMaruyama
 from theory.types import Solver, Times
 from toys.results import Row
 from toys.style import CYCLE, INK, ODE, OTHERS, SDE, figure, letter, styled
 
 TITLE = "What keeps the guarantee of Cycle-SDE"
-END = 1e-3  # where recording stops, above t = 0
-MIXTURE_END = 1e-2  # and on the mixture, whose kernels are narrower than its nodes are apart below
+MIXTURE_END = 1e-2  # where recording stops on the mixture, whose kernels are narrower than its nodes are apart below
 LEVELS = (0.25, 0.5, 0.75, 1.0)  # eta
 SHRINK = 0.5  # the edit for them: x_t0 towards its mean
 SOURCES = (0.2, 0.6, 0.9)  # how much of x_0 an edit reads
@@ -108,27 +87,27 @@ class Arrays(NamedTuple):
 
 def run(config: Config) -> Arrays:
     g, p = gaussian_problem(), paper_problem()
-    ts = time_grid(g.schedule, config.curve_steps, end=END)
+    ts, ddim = grid(g, config.curve_steps), DDIM(g.schedule, 1.0)
     shrunk, reading = Standard(SHRINK), [reads_the_source(g, ts, source) for source in SOURCES]
     prompt = gaussian([PROMPT[0]], [[PROMPT[1]]])
-    own = [prompt_sde_kl(g, prompt, s) for s in ts]
-    grids = [time_grid(g.schedule, n, end=END) for n in config.prompt_steps]
+    grids = [grid(g, n) for n in config.prompt_steps]
+    prompts = [gaussian_cycle(ddim, g.target, steps, Standard(1.0), prompt).kl for steps in grids]
     mixture = [_mixture(n, config) for n in config.mixture_steps]
     common = np.linspace(1.0, MIXTURE_END, 9)
     return Arrays(
         ts=np.asarray(ts),
-        levels=np.stack([_kl(DDIM(g.schedule, eta), ts, shrunk) for eta in LEVELS]),
+        levels=np.stack([gaussian_cycle(DDIM(g.schedule, eta), g.target, ts, shrunk).kl for eta in LEVELS]),
         limits=np.stack([cycle_limit(g.target, g.schedule, ts, shrunk, eta).kl() for eta in LEVELS]),
-        sources=np.stack([_kl(DDIM(g.schedule, 1.0), ts, edit) for edit in reading]),
+        sources=np.stack([gaussian_cycle(ddim, g.target, ts, edit).kl for edit in reading]),
         information=np.stack([information(g.target, g.schedule, ts, edit) for edit in reading]),
         masks=np.stack([_masked(in_plane(r), ts) for r in MASKS]),
         prompt_steps=np.array(config.prompt_steps),
-        prompts=np.stack([_interpolated(ts, grid, _prompted(prompt, grid)) for grid in grids]),
-        prompt_sde=np.array(own),
-        prompt_by_hand=np.array([_kl_by_hand(prompt, grid) for grid in grids]),
+        prompts=np.stack([_interpolated(ts, steps, kl) for steps, kl in zip(grids, prompts, strict=True)]),
+        prompt_sde=np.array([prompt_sde_kl(g, prompt, s) for s in ts]),
+        prompt_by_hand=np.array([prompt_kl(g, prompt, steps) for steps in grids]),
         solver_steps=np.array(config.solver_steps),
         solvers=np.array([[_end(solver, n) for n in config.solver_steps] for solver in solvers().values()]),
-        sde=np.asarray(inexact_score(g, jnp.asarray(END), 1.0).kl()),
+        sde=np.asarray(inexact_score(g, ts[-1], 1.0).kl()),
         mixture_steps=np.array(config.mixture_steps),
         mixture_ts=common,
         mixture=np.stack(mixture),
@@ -137,47 +116,25 @@ def run(config: Config) -> Arrays:
     )
 
 
-def _kl(solver: Solver, ts: Times, standard: Standard) -> np.ndarray:
-    g = gaussian_problem()
-    laws = gaussian_cycle(solver, g.target, ts, edit_of(standard, g.target, g.schedule, ts))
-    return np.asarray(cycle_kl(laws, g.schedule, g.target, ts))
-
-
 def _end(solver: Solver, steps: int) -> float:
+    """KL at the end, of the wrong start."""
     g = gaussian_problem()
-    ts = time_grid(g.schedule, steps, end=END)
-    return float(cycle_kl(gaussian_cycle(solver, g.target, ts, to_start(g)), g.schedule, g.target, ts)[-1])
+    return float(gaussian_cycle(solver, g.target, grid(g, steps), to_start(g)).kl[-1])
 
 
-def _masked(data, ts: Times) -> np.ndarray:
+def _masked(data: GaussianMixture, ts: Times) -> np.ndarray:
     schedule = gaussian_problem().schedule
-    return masked_kl(data, schedule, ts, redrawn(data, schedule, ts[0]))[1]
+    return np.asarray(masked_cycle(data, schedule, ts, redrawn(data, schedule, ts[0])).kl)
 
 
-def _prompted(prompt, ts: Times) -> np.ndarray:
-    g, nothing = gaussian_problem(), jnp.zeros((1, 1))
-    unchanged = Edit(jnp.eye(1), nothing, nothing, jnp.zeros(1))
-    laws = gaussian_cycle(DDIM(g.schedule, 1.0), g.target, ts, unchanged, prompt)
-    return np.asarray(cycle_kl(laws, g.schedule, prompt, ts))
-
-
-def _interpolated(ts: Times, grid: Times, kl: np.ndarray) -> np.ndarray:
-    return np.exp(np.interp(-np.asarray(ts), -np.asarray(grid), np.log(kl)))
-
-
-def _kl_by_hand(prompt, ts: Times) -> float:
-    g = gaussian_problem()
-    mean, variance = prompt_moments(g, prompt, ts)
-    right = PathLaws.of(prompt, g.schedule, ts)
-    gap, ratio = mean - right.alpha[-1] * PROMPT[0], variance / right.V[-1]
-    return (gap**2 / right.V[-1] + ratio - 1 - np.log(ratio)) / 2
+def _interpolated(ts: Times, steps: Times, kl: Times) -> np.ndarray:
+    return np.exp(np.interp(-np.asarray(ts), -np.asarray(steps), np.log(kl)))
 
 
 def _mixture(steps: int, config: Config, spacing: float = 1.0) -> np.ndarray:
     """KL at nine times that grids of a multiple of eight steps share; the shorter grids are filled up."""
-    p: Problem = paper_problem()
-    ts = time_grid(p.schedule, steps, end=MIXTURE_END)
-    filled = jax.device_put(np.pad(ts, (0, max(config.mixture_steps) - steps), mode="edge"))
+    p = paper_problem()
+    filled = grid(p, steps, MIXTURE_END, max(config.mixture_steps))
     laws = line_cycle(
         DDIM(p.schedule, 1.0),
         p,
@@ -204,11 +161,8 @@ def rows(arrays: Arrays) -> list[Row]:
     )
     for source, kl, bound in zip(SOURCES, arrays.sources, arrays.information, strict=True):
         what = f"edit that reads x_0, k = {source:g}, η = 1, from the right law: KL at the end"
-        g = gaussian_problem()
-        rho = PathLaws.of(g.target, g.schedule, jnp.asarray(arrays.ts)).to_latent[-1] ** 2
-        excess = 2 * source * rho**0.5 * (1 - rho)
-        exact = (excess - np.log1p(excess)) / 2
-        found.append(Row(what, kl[-1], exact=float(exact), remark=f"at most {bound[-1]:.2g}, what the edit tells of w"))
+        exact = reading_kl(gaussian_problem(), jax.device_put(arrays.ts), source)
+        found.append(Row(what, kl[-1], exact=exact, remark=f"at most {bound[-1]:.2g}, what the edit tells of w"))
     for r, kl in zip(MASKS, arrays.masks, strict=True):
         what = f"mask, correlation {r:g} of what is kept with the rest, η = 1, from the right law: KL at the end"
         found.append(Row(what, kl[-1]))

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from theory.chains import Moments, gaussian_chain
 from theory.checks import gaussian_problem, paper_problem
-from theory.cycles import cycle_kl, gaussian_cycle, to_start
+from theory.cycles import gaussian_cycle, to_start
 from theory.gaussians import Offset, inexact_score
 from theory.mixtures import noise_fn
 from theory.problems import Problem
@@ -162,8 +162,7 @@ def _limits(g: Problem, levels: tuple[float, ...]) -> Float[Array, " levels"]:
 @jax.jit
 def _cycle_kl(g: Problem, ts: Times) -> Float[Array, ""]:
     """Of the exact law of Cycle-SDE, started by the affine edit that makes the wrong start."""
-    laws = gaussian_cycle(DDIM(g.schedule, 1.0), g.target, ts, to_start(g))
-    return cycle_kl(laws, g.schedule, g.target, ts)[-1]
+    return gaussian_cycle(DDIM(g.schedule, 1.0), g.target, ts, to_start(g)).kl[-1]
 
 
 def _reconstruction(steps: int, x0: Float[Array, "n 1"], key: PRNGKey) -> np.ndarray:
