@@ -17,6 +17,7 @@ from theory.heat import heat_curve
 from theory.mixtures import gaussian, mixture_1d
 from theory.problems import problem
 from theory.ratios import law_gaussian
+from theory.schedules import DiscreteVP, LinearVP
 
 PAIR, TIMES = pair(), [1.0, 0.8, 0.6]
 CLOSED = {"kl": gaussian_kl, "fisher": gaussian_fisher, "chi2": gaussian_chi2, "tv": gaussian_tv, "w2": gaussian_w2}
@@ -154,3 +155,18 @@ def test_hard_pairs_are_within_their_errors(target, start):
         assert np.all(abs(found.value - expected) <= found.error + 1e-14 * abs(expected)), name
     np.testing.assert_allclose(curve[1.0].kl.value, exact.kl.value, rtol=1e-4)
     assert np.all(abs(curve[1.01].kl.value - exact.kl.value)[1:2] > curve[1.01].kl.error[1:2])
+
+
+def test_steps_of_a_schedule_are_seen():
+    """A schedule in three steps, at times of one signal-to-noise ratio: the same law as with any other."""
+    steps, smooth = DiscreteVP((0.8, 0.4, 0.05)), LinearVP(0.1, 10.0)
+    ts = jnp.array([1.0, 0.55, 0.2])
+    same = smooth.t_of_log_snr(steps.log_snr(ts))
+    target, start = asymmetric().target, asymmetric().start
+    found = [
+        heat_curve(problem(target, start, schedule, float(times[0])), times, 0.5, 160, 60).kl
+        for schedule, times in ((steps, ts), (smooth, same))
+    ]
+    gap, other = np.abs(found[0].value - found[1].value), np.abs(found[0].value[1:] / found[1].value[:-1] - 1)
+    assert np.all(gap <= found[0].error + found[1].error)
+    assert np.all(found[0].error < 1e-3 * found[0].value) and np.all(other > 0.1)

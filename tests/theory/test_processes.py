@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import tolerances
 from tests.cases import SCHEDULES, assert_close, plane
 from theory.mixtures import noise_fn
-from theory.processes import forward_path, marginal, reverse_diffusion, reverse_drift, transition
+from theory.processes import forward_path, marginal, of_ou_time, ou_time, reverse_diffusion, reverse_drift, transition
 from theory.schedules import LinearVP
 from theory.types import Kernel
 
@@ -47,6 +47,24 @@ def test_transitions_compose(schedule, times):
     for composed, direct in to_the_end(schedule, *map(jnp.array, (s, t, u))):
         assert_close(composed.mean, direct.mean, tolerances.IDENTITY)
         assert_close(composed.std, direct.std, tolerances.IDENTITY)
+
+
+@all_schedules
+def test_time_of_the_noise(schedule):
+    """The OU process has this signal-to-noise ratio at `ou_time`, g² dt adds up to it, and steps cancel in dt."""
+    t = jnp.array([0.0, 0.1, 1 / 3, 0.5, 0.9, 1.0])
+    at = ou_time(schedule, t)
+    assert_close(jnp.log(jnp.expm1(at[1:])), -schedule.log_snr(t[1:]), 1e-12)
+    assert_close(of_ou_time(schedule, at[1:])[0], t[1:], 1e-12)
+    middles = (jnp.arange(30_000) + 0.5) / 30_000  # exact for steps, and of second order
+    passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum(schedule.beta(middles)) / 30_000])
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    for i in range(len(t) - 1):
+        times, dt = of_ou_time(schedule, (at[i] + at[i + 1]) / 2 + (at[i + 1] - at[i]) / 2 * nodes)
+        found = (at[i + 1] - at[i]) / 2 * weights @ (dt * schedule.beta(times))
+        here, there = (passed[round(float(30_000 * t[k]))] for k in (i, i + 1))
+        assert_close(found, there - here, 1e-7)
+        assert abs(found / (there - here) - 1.001) > 1e-4  # negative control
 
 
 @all_schedules
