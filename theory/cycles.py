@@ -137,7 +137,7 @@ def _gaussian_cycle(
 ) -> GaussianCycle:
     affine = edit.of(data, solver.schedule, ts) if isinstance(edit, Standard) else edit
 
-    def run(z: Float[Array, "normals d"]) -> tuple[Path, Path]:
+    def run(z: Float[Array, "normals d"]) -> tuple[Float[Array, "times both"], Float[Array, " n"]]:
         path = _path(data, solver.schedule, ts, z[1:], independent)
         noise = record(solver, noise_fn(data, solver.schedule), path, ts)
         constraint = None if mask is None else Constraint(mask, path)

@@ -7,34 +7,22 @@ import numpy as np
 import pytest
 
 from tests import tolerances
-from tests.cases import assert_close, rotated_covariance
+from tests.cases import assert_close, rotated_covariance, scales
 from tests.problems import BETA, asymmetric, gaussians_in_plane, pair, paper
 from theory.contraction import contraction_curve
-from theory.cycle_statements import (
+from theory.cycle_closed_forms import (
     PathLaws,
-    healed_half_way,
-    in_plane,
-    masked_kl,
-    off_diagonal,
-    prompt_moments,
-    reads_the_source,
-    redrawn,
-)
-from theory.cycles import (
-    Edit,
-    Standard,
-    correlation_of_times,
-    cycle_kl,
     cycle_limit,
-    edit_of,
-    gaussian_cycle,
+    healed_half_way,
     information,
-    line_cycle,
-    monotone_edit,
-    recorded_noise,
-    to_start,
+    prompt_moments,
+    reading_kl,
+    reads_the_source,
 )
+from theory.cycle_edits import in_plane, masked_cycle, redrawn
+from theory.cycles import Edit, Standard, gaussian_cycle, off_diagonal, recorded_noise, to_start
 from theory.editing import edit as edit_samples
+from theory.line_cycles import line_cycle, monotone_edit
 from theory.mixtures import from_covariances, gaussian, noise_fn
 from theory.problems import Problem
 from theory.processes import forward_path
@@ -103,10 +91,9 @@ def test_who_records_white_noise(steps):
     law = recorded_noise(DDIM(BETA, 1.0), pair().target, ts)
     assert max(largest(DDIM(BETA, 1.0))) < tolerances.IDENTITY
     assert np.abs(law.mean[:-1]).max() < tolerances.IDENTITY
-    laws = PathLaws.of(pair().target, BETA, ts)
-    expected = (1 + laws.v0 * laws.snr[1:]) / (1 + laws.v0 * laws.snr[:-1])
-    assert_close(np.diag(law.covariance)[:-1], expected, tolerances.IDENTITY)
-    assert np.all(expected > 1)
+    laws = PathLaws(pair().target, BETA, ts)
+    assert_close(np.diag(law.covariance)[:-1], laws.noise_variances(), tolerances.IDENTITY)
+    assert np.all(laws.noise_variances() > 1)
 
     neighbours, others, latent = largest(DPMSolverPP2M(BETA, 1.0))
     assert neighbours > 0.1 and max(others, latent) < tolerances.IDENTITY
@@ -117,15 +104,15 @@ def test_who_records_white_noise(steps):
 def test_correlations_have_closed_forms():
     """Of the noise with the latent, and of neighbours, by Jacobian and by hand; not of a level off by 1 %."""
     ts = time_grid(BETA, 20, end=0.01)
-    laws = PathLaws.of(pair().target, BETA, ts)
+    laws = PathLaws(pair().target, BETA, ts)
     for solver, near in (
         (DDIM(BETA, 0.5), DDIM(BETA, 0.505)),
         (EulerMaruyama(BETA, 1.0), EulerMaruyama(BETA, 1.01)),
     ):
         _, latent = off_diagonal(recorded_noise(solver, pair().target, ts))
-        assert_close(np.abs(latent), np.abs(laws.latent_correlations(laws.slopes(solver))), tolerances.IDENTITY)
+        assert_close(np.abs(latent), np.abs(laws.latent_correlations(solver)), tolerances.IDENTITY)
         with pytest.raises(AssertionError):
-            assert_close(np.abs(latent), np.abs(laws.latent_correlations(laws.slopes(near))), 1e-3)
+            assert_close(np.abs(latent), np.abs(laws.latent_correlations(near)), 1e-3)
     white, _ = off_diagonal(recorded_noise(DPMSolverPP2M(BETA, 1.0), pair().target, ts))
     assert_close(np.diag(white, 1), laws.lag_one_of_multistep(), tolerances.IDENTITY)
 
@@ -162,10 +149,10 @@ def test_gaussian_cycle_against_monte_carlo(name, masked):
     x = jax.jit(jax.vmap(READS_ALL))(path[0], path[-1], z)
     x = x if constraint is None else constraint.apply(x, path[0])
     back = replay(solver, noise_fn(PROMPT, BETA), x, TS, noise, constraint)
-    laws = gaussian_cycle(solver, PLANE, TS, READS_ALL, PROMPT, mask)
+    laws = gaussian_cycle(solver, PLANE, TS, READS_ALL, PROMPT, mask).laws
     for k in (0, 2, 5):
         assert_moments(np.concatenate([back[k], path[k]], axis=1), laws.mean[k], laws.covariance[k])
-    wrong = gaussian_cycle(solver, PLANE, TS, READS_ALL, PLANE, mask)
+    wrong = gaussian_cycle(solver, PLANE, TS, READS_ALL, PLANE, mask).laws
     with pytest.raises(AssertionError):
         assert_moments(np.concatenate([back[5], path[5]], axis=1), wrong.mean[5], wrong.covariance[5])
 
@@ -186,7 +173,7 @@ def test_it_is_the_law_of_the_editing_procedure():
         manipulate=lambda x: x @ shift.latent.T + shift.shift[None],
         mask=mask,
     )
-    laws = gaussian_cycle(DDIM(BETA, 1.0), PLANE, TS, shift, mask=mask[0])
+    laws = gaussian_cycle(DDIM(BETA, 1.0), PLANE, TS, shift, mask=mask[0]).laws
     assert_moments(edited, laws.mean[-1, :2], laws.covariance[-1, :2, :2])
     with pytest.raises(AssertionError):
         assert_moments(edited, laws.mean[-1, :2], 1.05 * laws.covariance[-1, :2, :2])
@@ -206,7 +193,7 @@ def test_noise_independent_of_the_latent_is_enough(name):
     given = Problem(PLANE, start, BETA, TS[0])
 
     def off(solver):
-        laws = gaussian_cycle(solver, PLANE, TS, edit)
+        laws = gaussian_cycle(solver, PLANE, TS, edit).laws
         exact = [law_gaussian(given, s, 1.0) for s in TS]
         return max(
             max(
@@ -220,6 +207,13 @@ def test_noise_independent_of_the_latent_is_enough(name):
     assert off(DDIM(BETA, 0.99)) > 1e-4
 
 
+def correlations(ts):
+    """Cor(x_s, x_t0) of the pair, from the covariance alpha_t / alpha_s V_s of a forward path."""
+    alpha, sigma = np.array([scales(BETA, t) for t in ts.tolist()]).T
+    V = 0.04 * alpha**2 + sigma**2
+    return alpha[0] / alpha * V / np.sqrt(V * V[0])
+
+
 @pytest.mark.parametrize("lam", [0.5, 1.0, 2.0])
 def test_limit_of_many_steps(lam):
     """The closed form is what Euler-Maruyama tends to, to first order; that of a level off by a tenth is not."""
@@ -228,7 +222,7 @@ def test_limit_of_many_steps(lam):
     def gap(steps, level):
         """The largest error of e and r in the second half of the way."""
         ts = time_grid(BETA, steps, end=0.05)
-        laws = gaussian_cycle(EulerMaruyama(BETA, lam), pair().target, ts, edit_of(edit, pair().target, BETA, ts))
+        laws = gaussian_cycle(EulerMaruyama(BETA, lam), pair().target, ts, edit).laws
         limit = cycle_limit(pair().target, BETA, ts, edit, level)
         V = laws.covariance[:, 1, 1]
         found = np.array([(laws.mean[:, 0] - laws.mean[:, 1]) / V**0.5, laws.covariance[:, 0, 0] / V])
@@ -244,10 +238,10 @@ def test_limit_is_exact_for_ddim_at_any_number():
     """lam = 1 and an edit that reads x_0: r - 1 = rho (r_0 - 1) + 2 k Cor (1 - rho), and so it is after six steps."""
     ts = time_grid(BETA, 6, end=0.05)
     edit = Standard(0.4, 0.3, 0.2, -0.5)
-    laws = gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, edit_of(edit, pair().target, BETA, ts))
     limit = cycle_limit(pair().target, BETA, ts, edit)
-    assert_close(cycle_kl(laws, BETA, pair().target, ts), limit.kl(), tolerances.IDENTITY)
-    k = np.array([correlation_of_times(pair().target, BETA, ts[0], s) for s in ts])
+    kl = gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, edit).kl
+    assert_close(kl, limit.kl(), tolerances.IDENTITY)
+    k = correlations(ts)
     Cor, r0 = k[-1], 0.4**2 + 0.3**2 + 2 * 0.4 * 0.3 * k[-1] + 0.2**2
     expected = 1 + k**2 * (r0 - 1) + 2 * 0.3 * Cor * (1 - k**2)
     assert_close(limit.r, expected, tolerances.ROUNDING)
@@ -270,13 +264,14 @@ def test_edits_that_read_the_source(source):
     """KL grows from 0 at every step; at most by the mutual information, which is log det of the joint covariance."""
     ts = time_grid(BETA, 8, end=1e-3)
     standard = reads_the_source(pair(), ts, source)
-    laws = gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, edit_of(standard, pair().target, BETA, ts))
-    kl = np.asarray(cycle_kl(laws, BETA, pair().target, ts))
+    kl = np.asarray(gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, standard).kl)
     assert kl[0] < 1e-25 and np.all(np.diff(kl) > 0)
+    assert_close(kl[-1], reading_kl(pair(), ts, source), tolerances.IDENTITY)
+    assert abs(reading_kl(pair(), ts, 1.01 * source) / kl[-1] - 1) > 1e-3
     bound = np.asarray(information(pair().target, BETA, ts, standard))
     assert np.all(kl <= bound + 1e-15)
     # by determinants: of (y~_t0, y_s - k y_t0) in terms of the independent y_t0, and of y_0 given it
-    k = np.array([correlation_of_times(pair().target, BETA, ts[0], s) for s in ts])[1:]
+    k = correlations(ts)[1:]
     j, Cor = k[-1] / k, k[-1]
     joint = np.array([[np.ones_like(k), k, Cor + 0 * k], [k, np.ones_like(k), j], [Cor + 0 * k, j, np.ones_like(k)]])
     rows = np.array([[standard.latent, 0.0, source], [np.nan, 1.0, 0.0]])
@@ -299,7 +294,7 @@ def test_measured_growth():
 def test_masks(correlation):
     """KL grows from 0 by what is kept, more so the more it is correlated with the rest, not at all where it is not."""
     data, ts = in_plane(correlation), time_grid(BETA, 12, end=1e-3)
-    laws, kl = masked_kl(data, BETA, ts, redrawn(data, BETA, ts[0]))
+    laws, _, kl = masked_cycle(data, BETA, ts, redrawn(data, BETA, ts[0]))
     np.testing.assert_allclose(laws.covariance[:, 0, 0], laws.covariance[:, 2, 2], rtol=tolerances.IDENTITY)
     assert kl[0] < 1e-25
     assert kl[-1] < 1e-25 if correlation == 0 else kl[-1] > 1e-9
@@ -309,9 +304,7 @@ def test_masks(correlation):
 def test_prompts(covariance):
     """By hand, from the prompt's slope and the data's variance; of the same covariance the law is that of its SDE."""
     ts, prompt = time_grid(BETA, 12, end=1e-3), gaussian([-0.7], [[covariance]])
-    nothing = jnp.zeros((1, 1))
-    unchanged = Edit(jnp.eye(1), nothing, nothing, jnp.zeros(1))
-    laws = gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, unchanged, prompt)
+    laws = gaussian_cycle(DDIM(BETA, 1.0), pair().target, ts, Standard(1.0), prompt).laws
     found = float(laws.mean[-1, 0]), float(laws.covariance[-1, 0, 0])
     assert_close(found, prompt_moments(pair(), prompt, ts), tolerances.IDENTITY)
     exact = law_gaussian(Problem(prompt, pair().marginal(ts[0]), BETA, ts[0]), ts[-1], 1.0)
@@ -329,8 +322,7 @@ def test_line_cycle_is_the_gaussian_cycle(name):
     found = line_cycle(solver, pair(), ts, monotone_edit(pair()), panels=24, offsets=128).kl()
     edit = to_start(pair())
     exact, near = (
-        cycle_kl(gaussian_cycle(solver, pair().target, ts, e), BETA, pair().target, ts)
-        for e in (edit, edit._replace(shift=1.01 * edit.shift))
+        gaussian_cycle(solver, pair().target, ts, e).kl for e in (edit, edit._replace(shift=1.01 * edit.shift))
     )
     np.testing.assert_allclose(found, exact, rtol=tolerances.QUADRATURE)
     assert np.all(np.abs(near / exact - 1) > 1e-4)
@@ -342,9 +334,8 @@ def test_line_cycle_with_another_prompt():
     start = source.marginal(BETA, ts[0])
     given = pair()._replace(start=start)
     found = line_cycle(DDIM(BETA, 1.0), given, ts, monotone_edit(given, source), source, panels=24, offsets=128).kl()
-    nothing = jnp.zeros((1, 1))
-    laws = gaussian_cycle(DDIM(BETA, 1.0), source, ts, Edit(jnp.eye(1), nothing, nothing, jnp.zeros(1)), pair().target)
-    np.testing.assert_allclose(found, cycle_kl(laws, BETA, pair().target, ts), rtol=tolerances.QUADRATURE)
+    expected = gaussian_cycle(DDIM(BETA, 1.0), source, ts, Standard(1.0), pair().target).kl
+    np.testing.assert_allclose(found, expected, rtol=tolerances.QUADRATURE)
 
 
 MOMENTS = (np.tanh, np.sin, np.cos, lambda x: np.exp(-8 * (x - 1) ** 2), lambda x: np.exp(-8 * (x + 1) ** 2))
