@@ -56,14 +56,14 @@ def test_time_of_the_noise(schedule):
     at = ou_time(schedule, t)
     assert_close(jnp.log(jnp.expm1(at[1:])), -schedule.log_snr(t[1:]), 1e-12)
     assert_close(of_ou_time(schedule, at[1:])[0], t[1:], 1e-12)
-    middles = (jnp.arange(30_000) + 0.5) / 30_000  # exact for steps, and of second order
+    middles = (jnp.arange(30_000) + 0.5) / 30_000  # exact for steps, else of second order
     passed = jnp.concatenate([jnp.zeros(1), jnp.cumsum(schedule.beta(middles)) / 30_000])
     nodes, weights = np.polynomial.legendre.leggauss(40)
     for i in range(len(t) - 1):
         times, dt = of_ou_time(schedule, (at[i] + at[i + 1]) / 2 + (at[i + 1] - at[i]) / 2 * nodes)
         found = (at[i + 1] - at[i]) / 2 * weights @ (dt * schedule.beta(times))
         here, there = (passed[round(float(30_000 * t[k]))] for k in (i, i + 1))
-        assert_close(found, there - here, 1e-7)
+        assert_close(found, there - here, 2e-6)  # the cosine grows fast at its end
         assert abs(found / (there - here) - 1.001) > 1e-4  # negative control
 
 
