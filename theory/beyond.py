@@ -15,7 +15,6 @@ from scipy.optimize import minimize_scalar
 from theory.chains import Moments, gaussian_chain, line_chain
 from theory.checks import (
     GAUSSIANS,
-    ROUNDING,
     Check,
     Study,
     at,
@@ -115,7 +114,7 @@ def f_divergences(study: Study) -> Iterator[Check]:
         "max [TV(s) - TV(t)] <= 0, s < t",
         largest_growth(curve.tv),
         0.0,
-        ROUNDING if study.on_line else 1e-4,  # it has a kink that the rule in the plane does not follow
+        study.tolerance if study.on_line else 1e-4,  # it has a kink that the rule in the plane does not follow
     )
 
 

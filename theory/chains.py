@@ -75,9 +75,10 @@ class ChainLaws(NamedTuple):
     @jax.jit
     def kl(self) -> Float[Array, " times"]:
         """KL between the two chains at every time."""
-        log_ratio = jnp.log(self.edited) - jnp.log(self.right)
-        terms = jnp.where(self.edited > 0, self.edited * (log_ratio + jnp.expm1(-log_ratio)), 0.0)
-        return jnp.sum(self.rule.weights * terms, axis=-1)
+        tiny = jnp.finfo(self.edited.dtype).tiny  # where a kernel underflows there is nothing
+        edited, right = jnp.maximum(self.edited, tiny), jnp.maximum(self.right, tiny)
+        log_ratio = jnp.log(edited) - jnp.log(right)
+        return jnp.sum(self.rule.weights * edited * (log_ratio + jnp.expm1(-log_ratio)), axis=-1)
 
     @jax.jit
     def lost(self) -> Float[Array, " times"]:

@@ -96,7 +96,7 @@ def _excess(lhs: Number, rhs: Number) -> tuple[float, float, float, float]:
     return left, right, (left - right) / scale, (left_error + right_error) / scale
 
 
-def at(estimates: Estimate, i: int | slice) -> Estimate:
+def at(estimates: Estimate, i: int | slice | tuple[int, int]) -> Estimate:
     """One of many estimates, or some."""
     return Estimate(estimates.value[i], estimates.error[i])
 
