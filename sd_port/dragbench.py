@@ -8,6 +8,7 @@ meta_data.pkl is a pickle from the net: it may build dictionaries, lists, text, 
 from stand-ins for what numpy's pickles ask for; any other name is refused before it is looked up.
 """
 
+import io
 import json
 import pickle
 import re
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sd_port.images import read_mask
+from sd_port.weights.unpickling import checked, said
 
 LARGEST_PICKLE = 2**28  # bytes: a mask of 8k x 8k pixels in float32
 FURTHEST = 2**31  # pixels from the corner, which no picture has
@@ -103,8 +105,7 @@ def _pickled_item(name: str, folder: Path, path: Path) -> Item:
     try:
         if path.stat().st_size > LARGEST_PICKLE:
             raise ValueError(f"it has more than {LARGEST_PICKLE} bytes, and points and a mask need fewer")
-        with path.open("rb") as file:
-            raw = _Plain(file).load()
+        raw = _Plain(io.BytesIO(checked(path.read_bytes()))).load()
         points = np.array(_points(raw["points"]), int).reshape(-1, 2)
         prompt, mask = raw.get("prompt", ""), raw.get("mask")
         if not isinstance(prompt, str) or not isinstance(mask, _Array | None):
@@ -115,7 +116,7 @@ def _pickled_item(name: str, folder: Path, path: Path) -> Item:
     except OSError:
         raise
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
+        raise ValueError(f"{path}: cannot be read ({said(error)})") from None
     source, target = points[0::2], points[1::2]  # handle, target, handle, target, ...
     _check_pairs(path, source, target)
     if mask is not None and not mask.any():  # none was drawn

@@ -4,46 +4,19 @@ Such a file is a zip archive of a pickle and of raw storages. A pickle is a prog
 lists, numbers, strings and tensors; any other name that it asks for is refused before it is looked up.
 """
 
-import collections
-import io
-import math
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from sd_port.weights.checkpoint import LazyTensor
+from sd_port.weights.unpickling import LARGEST, Region, Storage, Unpickler, checked, said, shown, storage_of
 
-STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
 _CONVERT = "convert it to .safetensors where you trust it, or take the .safetensors file of the same model"
 _SHOWN = 8
-
-
-class _Dtype(NamedTuple):
-    """What stands for torch.FloatStorage and its like."""
-
-    dtype: np.dtype
-
-
-class _Storage(NamedTuple):
-    entry: zipfile.ZipInfo
-    dtype: np.dtype
-    size: int
 
 
 def open_pickle(path: Path) -> dict[str, LazyTensor]:
@@ -58,80 +31,58 @@ def open_pickle(path: Path) -> dict[str, LazyTensor]:
         )
     try:
         archive = zipfile.ZipFile(path)
+        most = path.stat().st_size
         entries = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
         if "data.pkl" not in entries:
             raise ValueError("it holds no data.pkl, so torch.save did not write it")
+        for name in ("byteorder", "data.pkl"):
+            if name in entries and entries[name].file_size > min(most, LARGEST):
+                raise ValueError(f"{name} has {entries[name].file_size} bytes")
         if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
             raise ValueError("its tensors are big-endian")
-        value = _Tensors(archive, entries).load()
-    except (OSError, MemoryError):
+        value = _Tensors(archive, entries, most).load()
+    except OSError:
         raise
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
-        raise ValueError(f"{path}: cannot be read: {_line(error)}; {_CONVERT}") from None
+        raise ValueError(f"{path}: cannot be read: {said(error)}; {_CONVERT}") from None
     return as_state_dict(path, value)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def as_state_dict(path: Path, value: Any) -> dict[str, LazyTensor]:
+    """The dictionary of tensors that a pickle held, its "state_dict" where it has one. Raises ValueError otherwise."""
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     if not isinstance(value, Mapping):
         raise ValueError(f"{path}: holds a {type(value).__name__}, not a dictionary of tensors")
-    others = [f"{key!r} ({type(v).__name__})" for key, v in value.items() if not isinstance(v, LazyTensor)]
+    others = [f"{shown(key)} ({type(v).__name__})" for key, v in value.items() if not isinstance(v, LazyTensor)]
     if others or not all(isinstance(key, str) for key in value):
-        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
-        raise ValueError(f"{path}: holds what are no named tensors: {shown}; {_CONVERT}")
+        listed = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        raise ValueError(f"{path}: holds what are no named tensors: {listed}; {_CONVERT}")
     return dict(value)
 
 
-class _Tensors(pickle.Unpickler):
-    """An unpickler that knows the seven names a state dict needs."""
+class _Tensors(Unpickler):
+    """The pickle of an archive, whose members are the storages, none larger than the file."""
 
-    def __init__(self, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]):
-        super().__init__(io.BytesIO(archive.read(entries["data.pkl"])), encoding="utf-8")
-        self.archive, self.entries = archive, entries
+    def __init__(self, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], most: int):
+        super().__init__(checked(archive.read(entries["data.pkl"])), self._read)
+        self.archive, self.entries, self.most = archive, entries, most
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        # Functions made for this pickle alone: what it may do to their attributes ends with it.
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, stride, *_: self._tensor(storage, offset, shape, stride)
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, *_: data
-        if module in ("torch", "torch.storage") and name in STORAGES:
-            return _Dtype(np.dtype(STORAGES[name]))
-        raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is refused and was not run")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _, size = pid
-        if kind != "storage" or not isinstance(storage, _Dtype):
-            raise pickle.UnpicklingError(f"its pickle refers to {kind!r}, not to a storage")
-        entry = self.entries.get(f"data/{key}")
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _, size = pid
+        dtype, size = storage_of(kind, dtype, size)
+        entry = self.entries.get(f"data/{key}") if isinstance(key, str) else None
         if entry is None:
-            raise pickle.UnpicklingError(f"the storage data/{key} is missing")
-        if size < 0 or entry.file_size < size * storage.dtype.itemsize:
+            raise pickle.UnpicklingError(f"the storage data/{shown(key)} is missing")
+        if entry.file_size > self.most:
+            raise pickle.UnpicklingError(f"the storage data/{key} inflates to {entry.file_size} bytes")
+        if entry.file_size < size * dtype.itemsize:
             raise pickle.UnpicklingError(f"the storage data/{key} is shorter than its tensor")
-        return _Storage(entry, storage.dtype, size)
+        return Storage(entry, dtype, size)
 
-    def _tensor(self, storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> LazyTensor:
-        # as_strided believes what it is told: a hostile stride would read other memory.
-        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        if min((offset, *shape, *stride)) < 0 or (math.prod(shape) and last >= storage.size):
-            raise pickle.UnpicklingError(f"a tensor of shape {tuple(shape)} reaches outside of its storage")
-
-        def load() -> np.ndarray:
-            try:
-                raw = self.archive.read(storage.entry)  # checks the checksum
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise ValueError(f"{self.archive.filename}: damaged: {_line(error)}; download it again") from None
-            flat = np.frombuffer(raw, storage.dtype, storage.size)[offset:]
-            if not math.prod(shape):
-                return np.zeros(shape, storage.dtype)
-            strides = tuple(step * storage.dtype.itemsize for step in stride)
-            return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
-
-        return LazyTensor(tuple(shape), storage.dtype, load)
+    def _read(self, storage: Storage, region: Region) -> np.ndarray:
+        try:
+            raw = self.archive.read(storage.where)  # checks the checksum
+        except Exception as error:  # so does a damaged or hostile archive
+            raise ValueError(f"{self.archive.filename}: damaged: {said(error)}; download it again") from None
+        return region.of(np.frombuffer(raw, storage.dtype, storage.size)[region.offset :])
