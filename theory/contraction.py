@@ -37,7 +37,7 @@ from theory.quadrature import (
     panel_errors,
     piecewise,
 )
-from theory.ratios import Point, Ratio, law_gaussian, ratio_ode, ratio_of_laws, ratio_sde
+from theory.ratios import Point, Ratio, law_gaussian, log_prob_errors, ratio_ode, ratio_of_laws, ratio_sde
 from theory.tails import chi2_is_finite, is_decided
 from theory.types import Estimate, Schedule, Time
 
@@ -244,9 +244,14 @@ def _integrands(given: Problem, at: Time, rule: Rule, ratio: Ratio) -> Integrand
             | {f"rate {name}": at_nodes(f.rate, log_q, r, g) for name, f in F_DIVERGENCES.items()}
         )
 
-    r = jnp.stack([ratio.log_h, ratio.log_h + ratio.error])
+    # Away from h = 1 all that is not linear in h grows.
+    r = jnp.stack([ratio.log_h, ratio.log_h + jnp.where(ratio.log_h < 0, -ratio.error, ratio.error)])
     grad = jnp.stack([ratio.grad, jnp.abs(ratio.grad) + ratio.grad_error])
-    return {name: (known, poorer) for name, (known, poorer) in jax.vmap(values)(r, grad).items()}
+    of_q = jax.vmap(lambda x: log_prob_errors(marginal, x)[0])(rule.nodes)
+    return {
+        name: (known, known + jnp.abs(moved - known) + jnp.abs(known) * of_q)
+        for name, (known, moved) in jax.vmap(values)(r, grad).items()
+    }
 
 
 def _curve(given: Problem, at: Time, lam: float, integrals: dict[str, Estimate], tv: Estimate, w2: Estimate) -> Curve:

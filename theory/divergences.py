@@ -27,12 +27,14 @@ LogDensity = Callable[[Float[Array, " d"]], Scalar]
 class Divergence(NamedTuple):
     """D(p|q) = finish(E_p[integrand(r, |grad r|²)]), r = log(p/q).
 
-    `per_q` is exp(r) integrand, for r < 0, where the integrand overflows and this does not.
+    `per_q` is exp(r) integrand, for r < 0, where the integrand overflows and this does not; `per_square` likewise
+    exp(-r) integrand, for r > 0.
     """
 
     integrand: Callable[[Values, Values], Values]
     finish: Callable[[Array], Array] = lambda mean: mean
     per_q: Callable[[Values, Values], Values] | None = None
+    per_square: Callable[[Values, Values], Values] | None = None
 
 
 class FDivergence(NamedTuple):
@@ -69,9 +71,9 @@ F_DIVERGENCES = {
         rate=Divergence(lambda r, g: jnp.exp(-r) * g, per_q=lambda r, g: g),
     ),
     "chi2": FDivergence(
-        Divergence(lambda r, g: 4 * jnp.sinh(r / 2) ** 2),
+        Divergence(lambda r, g: 4 * jnp.sinh(r / 2) ** 2, per_square=lambda r, g: jnp.expm1(-r) ** 2),
         slope=lambda r: 2 * jnp.exp(r),
-        rate=Divergence(lambda r, g: 2 * jnp.exp(r) * g),
+        rate=Divergence(lambda r, g: 2 * jnp.exp(r) * g, per_square=lambda r, g: 2 * g),
     ),
     "hellinger": FDivergence(  # squared: 1 - E_q sqrt(h)
         Divergence(lambda r, g: jnp.expm1(-r / 2) ** 2 / 2),
@@ -116,7 +118,11 @@ def at_nodes(divergence: Divergence, log_q: Values, r: Values, g: Values) -> Val
     """p integrand(r, |grad r|²) from log q, r = log(p/q) and g = |grad r|²: what is integrated over x."""
     larger = jnp.exp(log_q + jnp.maximum(r, 0.0))
     # Where both are zero to rounding, r may be huge: 0 * inf.
-    return jnp.where(larger > 0, larger * _per_larger(divergence, r, g), 0.0)
+    values = jnp.where(larger > 0, larger * _per_larger(divergence, r, g), 0.0)
+    if divergence.per_square is None:
+        return values
+    up = jnp.maximum(r, 0.0)
+    return jnp.where(r > 0, jnp.exp(log_q + 2 * up) * divergence.per_square(up, g), values)
 
 
 def from_values(divergence: Divergence, rule: Rule, log_p: Values, r: Values, g: Values) -> Estimate:

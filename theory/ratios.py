@@ -6,6 +6,7 @@ any lam, Gaussian target  an affine map plus noise: a mixture stays a mixture, a
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import erfc, exp
 from typing import NamedTuple
 
@@ -48,14 +49,29 @@ def ratio_of_laws(law: GaussianMixture, marginal: GaussianMixture) -> Callable[[
     """log(p~ / p) for two mixtures in closed form: right to rounding."""
 
     def ratio(x: Point) -> Ratio:
-        logs = law.log_prob(x), marginal.log_prob(x)
-        scores = law.score(x), marginal.score(x)
-        rounded = EPS * (8 + jnp.abs(logs[0]) + jnp.abs(logs[1]))
+        errors = [log_prob_errors(each, x) for each in (law, marginal)]
         return Ratio(
-            logs[0] - logs[1], scores[0] - scores[1], rounded, 8 * EPS * (jnp.abs(scores[0]) + jnp.abs(scores[1]))
+            law.log_prob(x) - marginal.log_prob(x),
+            law.score(x) - marginal.score(x),
+            errors[0][0] + errors[1][0],
+            errors[0][1] + errors[1][1],
         )
 
     return ratio
+
+
+def log_prob_errors(law: GaussianMixture, x: Point) -> tuple[Scalar, Point]:
+    """What roundings of x and of the means change in log p(x) and in its gradient."""
+    law, x = jax.lax.stop_gradient((law, x))
+    centred = jnp.einsum("kij,ki->kj", law.axes, x[None] - law.means)
+    pulls = jnp.einsum("kij,kj->ki", law.axes, centred / law.variances)
+    share, pull = law.responsibilities(x), jnp.linalg.norm(pulls, axis=1)
+    size = jnp.linalg.norm(x) + jnp.linalg.norm(law.means, axis=1)
+    log_prob = EPS * (8 + share @ (pull * size))
+    # Where components cross, their shares are only as good as their logarithms.
+    apart = share @ jnp.linalg.norm(pulls - (share @ pulls)[None], axis=1)
+    score = EPS * (share @ (8 * pull + size / law.variances.min(axis=1))) + log_prob * apart
+    return log_prob, jnp.full_like(x, score)
 
 
 def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[[Point], Ratio]:
@@ -82,26 +98,35 @@ def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[
     gap = 2 * NORMAL_REACH[d] / (KERNEL_POINTS[d] - 1)
     places = np.rint(z / gap).astype(int)
 
-    P, Q = jnp.linalg.inv(start.covariances), jnp.linalg.inv(marginal.covariances)
-    kernel = jnp.eye(d)[None] / tau2
-    C = jnp.linalg.inv((P + kernel)[:, None] - Q[None])  # of N_j(y) N(y; c x, tau²) / p_k(y), (j, k, d, d)
+    # Of component j, N_j(y) N(y; c x, tau²) = N(c x; mu_j, S_j) N(y; b_j, T_j).
+    def of_start(variances: Array) -> Float[Array, "j d d"]:
+        return jnp.einsum("jab,jb,jcb->jac", start.axes, variances, start.axes)
+
+    total = start.variances + tau2
+    S_inverse, gain, T = of_start(1 / total), of_start(tau2 / total), of_start(tau2 * start.variances / total)
+    # V_k - T_j of marginal and start, (j, k, d, d): a sum of positive terms, where 1 / T - 1 / V cancels.
+    rest = (c**2 * problem.marginal(s).covariances)[None] + of_start(tau2**2 / total)[:, None]
+    rest_inverse = jnp.linalg.inv(rest)
+    pushed = T[:, None] @ rest_inverse
+    C = T[:, None] + pushed @ T[:, None]  # of N_j(y) N(y; c x, tau²) / p_k(y)
     C = (C + jnp.swapaxes(C, -1, -2)) / 2
     root = jnp.linalg.cholesky(C)
     spread = root @ z.T  # (j, k, d, nodes)
-    log_dets = jnp.linalg.slogdet(C)[1] + jnp.linalg.slogdet(P)[1][:, None] - jnp.linalg.slogdet(Q)[1][None]
-    j = jnp.arange(len(P))
+    log_dets = jnp.sum(jnp.log(marginal.variances), axis=-1)[None] - jnp.linalg.slogdet(rest)[1] / 2
+    log_dets -= jnp.sum(jnp.log(total), axis=-1)[:, None] / 2
+    j = jnp.arange(len(total))
     finer: int | Array = copies or _copies(marginal, start, jnp.max(jnp.linalg.norm(root, axis=(-2, -1)), axis=1), gap)
 
     def ratio(x: Point) -> Ratio:
         to_start, to_marginal = start.means - c * x[None], marginal.means - c * x[None]
-        pull = jnp.einsum("jab,jb->ja", P, to_start)
-        tilt = jnp.einsum("kab,kb->ka", Q, to_marginal)
-        push = pull[:, None] - tilt[None]
-        shifts = jnp.einsum("jkab,jkb->jka", C, push)
+        pull = jnp.einsum("jab,jb->ja", S_inverse, to_start)
+        nearer = jnp.einsum("jab,jb->ja", gain, to_start)  # b_j - c x
+        above = nearer[:, None] - to_marginal[None]  # b_j - M_k
+        push = jnp.einsum("jkab,jkb->jka", rest_inverse, above)
+        shifts = nearer[:, None] + jnp.einsum("jkab,jkb->jka", pushed, above)
 
-        # N_j N(y; c x, tau²) / p_k = exp(log_scale) N(y; c x + shift, C): exponents at y = c x, up to the common 2 pi.
-        exponents = [jnp.sum(a * b, axis=-1) / 2 for a, b in ((to_marginal, tilt), (to_start, pull), (shifts, push))]
-        log_scales = exponents[0][None] - exponents[1][:, None] + exponents[2] + (log_dets - d * jnp.log(tau2)) / 2
+        # N_j N(y; c x, tau²) / p_k = exp(log_scale) N(y; c x + shift, C)
+        log_scales = (jnp.sum(above * push, axis=-1) - jnp.sum(to_start * pull, axis=-1)[:, None]) / 2 + log_dets
         bounds = start.log_weights[:, None] + log_scales - marginal.log_weights[None]
         k = jnp.argmin(bounds, axis=1)
         log_scale, shift, bound = log_scales[j, k], shifts[j, k], bounds[j, k]
@@ -124,13 +149,18 @@ def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[
         grad, poorer_grad = (
             c / tau2 * m / t for t, m in ((sums.total, sums.moment), (sums.coarse, sums.coarse_moment))
         )
-        beyond = BEYOND[d] * jnp.exp(jax.nn.logsumexp(bound) - log_h)
-        first = jnp.argmax(bound)
-        sizes = exponents[0][k[first]] + exponents[1][first] + jnp.abs(exponents[2][first, k[first]])
-        error = jnp.abs(sums.coarse / sums.total - 1) + beyond + EPS * (8 + sizes)
-        scale = jnp.linalg.norm(shift[first]) + jnp.sqrt(jnp.trace(C[first, k[first]]))
-        grad_error = jnp.abs(poorer_grad - grad) + c / tau2 * scale * (10 * beyond + EPS * (8 + sizes))
-        return Ratio(log_h, grad, error, grad_error)
+        # What roundings of x, the means and y change in each h_j, which is at most exp(bound) of h.
+        at, far = jnp.linalg.norm(c * x), partial(jnp.linalg.norm, axis=1)
+        pulled = far(pull) * (at + far(start.means)) + (
+            (far(push[j, k]) + marginal.variances[k].min(axis=1) ** -0.5) * (at + far(shift) + far(marginal.means[k]))
+        )
+        most = jnp.exp(jnp.minimum(bound - log_h, 0.0))
+        rounded = EPS * (8 + most @ (jnp.abs(log_scale) + pulled))
+        log_beyond = np.log(BEYOND[d]) + jax.nn.logsumexp(bound) - log_h
+        error = jnp.log1p(jnp.abs(sums.coarse / sums.total - 1)) + jnp.logaddexp(log_beyond, 0.0) + rounded
+        reach = most @ (far(shift) + jnp.sqrt(jnp.trace(C[j, k], axis1=1, axis2=2)))
+        grad_error = jnp.abs(poorer_grad - grad) + c / tau2 * reach * (10 * jax.nn.sigmoid(log_beyond) + rounded)
+        return Ratio(log_h, grad, *jax.lax.stop_gradient((error, grad_error)))
 
     return ratio
 
