@@ -1,6 +1,7 @@
 """What classifier-free guidance leaves of the theorems, as checks: of two runs all, towards the class a floor."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,9 @@ LEVELS = (0.0, 1.0)  # the ODE and the SDE
 ASSUMES = "exact scores, guided with w = 2"
 MODES = "a mode of the toy"  # what a row is about
 END = 1e-3  # where chains stop, as a part of t0: with steps equal in log_snr their error is a series in 1/N
+
+
+NOISE_LEFT = 0.04  # sigma / alpha where chains on a mode of the toy stop, whose kernels are narrower below
 
 
 def guided_gaussians(schedule: Schedule | None = None, t0: float = 1.0) -> Guided:
@@ -267,11 +271,18 @@ def _chains(solver: Solver, given: Guided, grids: Float[Array, "n times"]) -> Ar
     return jax.vmap(kl)(grids)
 
 
+@partial(jax.jit, static_argnums=0)
+def _time_of_noise(schedule: Schedule, ratio: float | Time) -> Time:
+    """The time at which sigma / alpha is this."""
+    return schedule.t_of_log_snr(-2 * jnp.log(jnp.asarray(ratio, float)))
+
+
 def _on_modes(schedule: Schedule) -> Iterator[Check]:
     """A class that is one of two modes, where the guided drift is not affine, in forty steps of DDPM from t0 = 1."""
     p, unconditional = mode_of_the_toy(schedule)
     eps_fn = guided(p.target, unconditional, p.schedule, 4.0)
-    ts = time_grid(p.schedule, 40, "log_snr", end=0.01)
+    end = float(_time_of_noise(schedule, NOISE_LEFT))
+    ts = time_grid(p.schedule, 40, "log_snr", end=end)
     chains = two_chains(DDIM(p.schedule, 1.0), eps_fn, (p.start, p.marginal(p.t0)), ts, 9.0)
     kl, masses = np.asarray(chains.kl()), [chains.rule.weights * law for law in (chains.edited, chains.right)]
     # Where the grid of x is too short or too coarse for a schedule nothing is known.

@@ -29,7 +29,6 @@ def _monotone(before: GaussianMixture, after: GaussianMixture, x: Float[Array, "
     return line.quantile(after, line.tails(before, x))
 
 
-@partial(jax.jit, static_argnames=("panels", "offsets"))
 def line_cycle(
     solver: Solver,
     problem: Problem,
@@ -52,8 +51,22 @@ def line_cycle(
     wider than the nodes' spacing, which the masses tell, and the offsets fine enough, which they do not: `spacing` = 2
     spaces them twice as far, for the change under refinement. Steps of no length change nothing.
     """
+    source = problem.target if source is None else source  # one program, with and without it
+    return _line_cycle(solver, problem, ts, edit, source, panels, offsets, spacing)
+
+
+@partial(jax.jit, static_argnames=("panels", "offsets"))
+def _line_cycle(
+    solver: Solver,
+    problem: Problem,
+    ts: Times,
+    edit: Partial,
+    source: GaussianMixture,
+    panels: int,
+    offsets: int,
+    spacing: float | Scalar,
+) -> ChainLaws:
     schedule = solver.schedule
-    source = problem.target if source is None else source
     eps_fn, back_fn = noise_fn(source, schedule), noise_fn(problem.target, schedule)
 
     def mean(eps_fn, x, t, s):

@@ -33,7 +33,7 @@ def linear_rate(study: Study) -> Iterator[Check]:
 def _certified(study: Study) -> Iterator[Check]:
     """On the line, by constants that are known from both sides."""
     p, curve = study.problem, study.sde
-    (spectral, entropic), variances = jax.device_get(_certified_constants(p, curve.ts))
+    (spectral, entropic), variances = jax.device_get(certified_constants(p, curve.ts))
     inner = slice(1, -1)  # the nodes of `study.times`
     sharp, certified = (study.integral(1 / bracket.upper[inner]) for bracket in (spectral, entropic))
     kl, chi2 = ((at(each, 0), at(each, -1)) for each in (curve.kl, curve.chi2))
@@ -87,7 +87,7 @@ def _certified(study: Study) -> Iterator[Check]:
 def _from_components(study: Study) -> Iterator[Check]:
     """In any dimension, by constants that follow from the components of the mixture."""
     p, curve = study.problem, study.sde
-    constants, variances = jax.device_get(_component_constants(p, curve.ts))
+    constants, variances = jax.device_get(component_constants(p, curve.ts))
     inner = slice(1, -1)  # the nodes of `study.times`
     yield at_most(
         "KL decays at a rate that the data's components promise, in any dimension",
@@ -190,7 +190,7 @@ def _rotation(d: int) -> Float[np.ndarray, "d d"]:
 
 
 @jax.jit
-def _certified_constants(p: Problem, ts: Times) -> tuple[tuple[Bracket, Bracket], Float[Array, " times"]]:
+def certified_constants(p: Problem, ts: Times) -> tuple[tuple[Bracket, Bracket], Float[Array, " times"]]:
     """The Poincaré and the log-Sobolev constants of the marginals on the line, and their variances."""
     return jax.lax.map(lambda t: _bracketed(p.marginal(t)), ts)
 
@@ -200,7 +200,7 @@ def _bracketed(marginal: GaussianMixture) -> tuple[tuple[Bracket, Bracket], Floa
 
 
 @jax.jit
-def _component_constants(p: Problem, ts: Times) -> tuple[Constants, Float[Array, " times"]]:
+def component_constants(p: Problem, ts: Times) -> tuple[Constants, Float[Array, " times"]]:
     """The constants of the marginals that follow from their components, and their largest variances."""
     return jax.lax.map(lambda t: _bounded(p.marginal(t)), ts)
 

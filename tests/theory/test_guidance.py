@@ -242,7 +242,7 @@ def test_two_chains_of_a_mode_by_sampling():
     def off(scale):
         """Distance of mean and second moment from the density's, in standard errors."""
         eps_fn = guided(one, given.target, BETA, scale)
-        chains = two_chains(solver, eps_fn, (given.start, one.marginal(BETA, given.t0)), ts, 8.0, 1201)
+        chains = two_chains(solver, eps_fn, (given.start, one.marginal(BETA, given.t0)), ts, 8.0)
         nodes, weights = chains.rule.nodes[-1, :, 0], chains.rule.weights[-1] * chains.edited[-1]
         return max(abs((x**k).mean() - weights @ nodes**k) / (x**k).std() * draws**0.5 for k in (1, 2))
 
@@ -257,7 +257,7 @@ def test_guided_chains_of_a_mode_contract():
     eps_fn, ts = guided(one, toy.target, BETA, 4.0), time_grid(BETA, 40, "log_snr", end=0.01)
     chains = two_chains(DDIM(BETA, 1.0), eps_fn, (toy.start, one.marginal(BETA, toy.t0)), ts, 9.0)
     assert np.all(np.diff(chains.kl()) < 0)
-    marginals = jnp.stack([one.marginal(BETA, t).log_prob(chains.rule.nodes[0]) for t in ts])
+    marginals = jax.jit(jax.vmap(lambda t: one.marginal(BETA, t).log_prob(chains.rule.nodes[0])))(ts)
     edited = jnp.maximum(chains.edited, 1e-300)
     to_class = jnp.sum(chains.rule.weights * edited * (jnp.log(edited) - marginals), -1)
     assert np.any(np.diff(to_class) > 0.01)

@@ -17,7 +17,7 @@ from theory.gaussians import clock
 from theory.inequalities import log_sobolev, poincare
 from theory.mixtures import gaussian, mixture, mixture_1d
 from theory.problems import Problem, problem
-from theory.rate_statements import linear_rate, mean_shift
+from theory.rate_statements import certified_constants, component_constants, linear_rate, mean_shift
 from theory.rates import Fact, log_sobolev_bound, mixture_constants, rate
 from theory.schedules import CosineVP, VarianceExploding
 
@@ -229,12 +229,27 @@ def test_rate_lies_above_the_exact_curve():
     assert not np.all(kl <= rates(Fact(diameter=0.0, blur=0.04)) * kl[0])
 
 
+TS = jnp.array([1.0, 0.5, 0.1, 0.0])
+
+
 def far() -> Problem:
     """Modes of width 0.02 at ±8."""
     return problem(mixture_1d([0.5, 0.5], [-8.0, 8.0], [0.02, 0.02]), gaussian([1.0], [[0.36]]), BETA)
 
 
-@pytest.mark.parametrize("given", [far, pytest.param(asymmetric, marks=pytest.mark.exhaustive)])
+def test_constants_of_modes_far_apart():
+    """A barrier that no float holds: no constant is nan or below the variance, and down to t = .5 they are finite."""
+    (spectral, entropic), variances = certified_constants(far(), TS)
+    bounds, _ = component_constants(far(), TS)
+    for upper in (spectral.upper, entropic.upper, bounds.poincare, bounds.log_sobolev):
+        assert not np.isnan(upper).any() and np.all(np.isfinite(1 / np.asarray(upper)))
+        assert np.all(variances <= upper * (1 + 1e-12)) and np.all(np.isfinite(upper[:2]))
+    assert not np.isfinite(entropic.upper[-1])
+    assert np.any(variances > 0.99 * spectral.upper)  # a hundredth less is too little
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("given", [far, asymmetric])
 def test_rows_of_other_people_s_pairs(given):
     """Modes whose barrier no float holds, and three of different widths: everything holds, nothing is nan."""
     rows = list(linear_rate(Study(given())))
