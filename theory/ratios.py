@@ -82,7 +82,8 @@ def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[
     the least bound, p_k / p is smooth and at most 1 / w_k: the trapezoidal rule takes all digits, however narrow or
     wide the start is, with as many shifted copies of the grid as `_copies` asks for. The gradient is that of the
     kernel, c / tau² (E_h[y] - c x), with E_h the average weighted by h. The error is the distance to every other node,
-    and what the bound leaves beyond the grid. A given number of `copies` makes the ratio differentiable in reverse.
+    what the bound leaves beyond the grid, and roundings: where no k bounds well, deep in a gap of p, few digits are
+    left, and it says so. A given number of `copies` makes the ratio differentiable in reverse.
 
     Raises ValueError in more than two dimensions.
     """
