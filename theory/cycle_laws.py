@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from theory.checks import CYCLE, Check, Study, at_most, equal, less
 from theory.cycle_closed_forms import cycle_limit, healed_half_way
@@ -124,7 +124,7 @@ def top_mode(p: Problem, independent: bool = False) -> TopMode:
 
 @partial(jax.jit, static_argnames=("draws", "steps"))
 def _memberships(
-    p: Problem, key: PRNGKey, independent: bool, draws: int, steps: int
+    p: Problem, key: PRNGKey, independent: bool | Bool[Array, ""], draws: int, steps: int
 ) -> tuple[Float[Array, " draws"], Float[Array, " draws"]]:
     """P(top mode | x~) at the end of Cycle-SDE and at its start."""
     solver, eps_fn = DDIM(p.schedule, eta=1.0), noise_fn(p.target, p.schedule)

@@ -89,7 +89,7 @@ def _line_cycle(
 
     def step(carry, times):
         t, s = times
-        carry = jax.lax.cond(t == s, lambda carry, *_: carry, solve, carry, t, s)
+        carry = jax.lax.cond(t == s, lambda carry: carry, lambda carry: solve(carry, t, s), carry)
         return carry, carry[3:]
 
     rule = legendre_panels(edges_at(ts[0]))
