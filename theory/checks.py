@@ -232,7 +232,7 @@ class Study:
 
     @cached_property
     def sde(self) -> Curve:
-        """The SDE's curve at t0, at `times`, and at 0, in NumPy's arrays."""
+        """The SDE's curve at t0, at `times`, and at 0, in NumPy's arrays; without W2."""
         p, inner = self.problem, self.nodes.curve
         ends = _curve(p, np.array([float(p.t0), 0.0]))
         return jax.tree.map(lambda end, inside: np.concatenate([end[:1], inside, end[1:]]), ends, inner)
@@ -245,7 +245,7 @@ class Study:
 
 def _curve(p: Problem, ts: Float[np.ndarray, " times"]) -> Curve:
     """The SDE's at t0 and at ts."""
-    return jax.device_get(contraction_curve(p.target, p.start, p.schedule, jax.device_put(ts), 1.0))
+    return jax.device_get(contraction_curve(p.target, p.start, p.schedule, jax.device_put(ts), w2=False))
 
 
 def _nodes(p: Problem, cuts: Float[np.ndarray, " panels_1"], wanted: float, rounds: int) -> Nodes:

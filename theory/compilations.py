@@ -3,6 +3,7 @@
 Commands set flags of XLA before they load JAX, so it is loaded where it is used.
 """
 
+import atexit
 import gc
 import os
 import re
@@ -36,11 +37,12 @@ def set_flags(*flags: str) -> None:
 
 
 def collect_rarely() -> None:
-    """Has Python's collector look for garbage a hundred times less often.
+    """Has Python's collector look for garbage a hundred times less often, and not when the process ends.
 
     Modules that load and programs that are traced are hardly ever garbage; to look for it took a tenth of the time.
     """
     gc.set_threshold(100_000, 20, 10)
+    atexit.register(gc.freeze)
 
 
 def stay_on_cpu() -> None:

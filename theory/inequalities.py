@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from theory import line
 from theory.mixtures import GaussianMixture
@@ -137,7 +137,8 @@ def poincare(law: GaussianMixture, iterations: int = 30) -> Bracket:
         below, above = cumulative(rule, p * centred)
         return jnp.maximum(jnp.where(centred < 0, -below, above), tiny)
 
-    def power(last: Float[Array, " n"], _: None) -> tuple[Float[Array, " n"], Bracket]:
+    def power(state: tuple[Int[Array, ""], Float[Array, " n"], Bracket]):
+        count, last, _ = state
         log_f = _outwards(rule, jnp.log(last) - log_p, right)
         unit = log_f.max()
         new = flux(jnp.where(right, 1.0, -1.0) * jnp.exp(log_f - unit))
@@ -145,11 +146,16 @@ def poincare(law: GaussianMixture, iterations: int = 30) -> Bracket:
         bounds = Bracket(
             jnp.min(log_ratio, where=inner, initial=jnp.inf), jnp.max(log_ratio, where=inner, initial=-jnp.inf)
         )
-        return new / new.max(), bounds
+        return count + 1, new / new.max(), bounds
+
+    def apart(state) -> Bool[Array, ""]:
+        count, _, bounds = state
+        return (count == 0) | ((count < iterations) & (bounds.upper - bounds.lower > 1e-13))
 
     start = flux((x - median) / jnp.abs(x - median).max())
-    _, logs = jax.lax.scan(power, start / start.max(), None, length=iterations)
-    return _from_logs(logs.lower[-1], logs.upper[-1])
+    nothing = Bracket(jnp.zeros(()), jnp.zeros(()))
+    *_, logs = jax.lax.while_loop(apart, power, (jnp.asarray(0), start / start.max(), nothing))
+    return _from_logs(logs.lower, logs.upper)
 
 
 @jax.jit

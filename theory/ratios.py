@@ -116,7 +116,8 @@ def ratio_sde(problem: Problem, s: Time, copies: int | None = None) -> Callable[
     log_dets = jnp.sum(jnp.log(marginal.variances), axis=-1)[None] - jnp.linalg.slogdet(rest)[1] / 2
     log_dets -= jnp.sum(jnp.log(total), axis=-1)[:, None] / 2
     j = jnp.arange(len(total))
-    finer: int | Array = copies or _copies(marginal, start, jnp.max(jnp.linalg.norm(root, axis=(-2, -1)), axis=1), gap)
+    stds = jnp.max(jnp.linalg.norm(root, axis=(-2, -1)), axis=1)
+    finer: int | Array = copies or _copies(*jax.lax.stop_gradient((marginal, start, stds)), gap)
 
     def ratio(x: Point) -> Ratio:
         to_start, to_marginal = start.means - c * x[None], marginal.means - c * x[None]
