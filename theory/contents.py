@@ -85,7 +85,6 @@ CONTROLS = (
         "edit-friendly-has-the-law-of-the-sde",
         "recorded-noise-has-unit-variance",
         "fresh-noise-reconstructs",
-        "reconstruction-with-another-kernel",
         "noise-of-ddim-with-less-is-white",
         "noise-of-euler-maruyama-is-white",
         "noise-of-dpm-solver-is-white",
