@@ -18,7 +18,7 @@ from theory.problems import Curve, Problem, problem
 from theory.processes import of_ou_time, ou_time
 from theory.quadrature import Rule, legendre, panel_errors
 from theory.schedules import LinearVP
-from theory.types import Estimate, Schedule, Times
+from theory.types import Estimate, Schedule, Time, Times
 
 Number = float | Array | np.ndarray | Estimate
 
@@ -217,13 +217,13 @@ class Study:
     @cached_property
     def nodes(self) -> Nodes:
         """Of the integrals over [0, t0] of what the SDE's rates are, and its curve there."""
-        t0, (first, last) = float(self.problem.t0), map(float, scales(self.problem))
         if not self.on_line:  # where a time costs a hundred of the line's
-            return _nodes(self.problem, t0 * np.array([1.0, 0.8, 0.4, 0.0]), 1e-9, 1)
+            return _nodes(self.problem, np.asarray(_ou_times(self.problem, np.array([1.0, 0.8, 0.4, 0.0]))), 1e-9, 1)
         # Each panel twice as long as the one before, from either end: that is how fast things move.
+        whole, first, last = map(float, _lengths(self.problem))
         doubling = 2.0 ** np.arange(1, 60) - 1
-        early, late = (scale * doubling[scale * doubling < 0.45 * t0] for scale in (first, last))
-        return _nodes(self.problem, np.concatenate([[t0], t0 - early, [t0 / 2], late[::-1], [0.0]]), 2e-13, 8)
+        early, late = (scale * doubling[scale * doubling < 0.45 * whole] for scale in (first, last))
+        return _nodes(self.problem, np.concatenate([[whole], whole - early, [whole / 2], late[::-1], [0.0]]), 2e-13, 8)
 
     @property
     def times(self) -> Float[np.ndarray, " nodes"]:
@@ -249,10 +249,10 @@ def _curve(p: Problem, ts: Float[np.ndarray, " times"]) -> Curve:
 
 
 def _nodes(p: Problem, cuts: Float[np.ndarray, " panels_1"], wanted: float, rounds: int) -> Nodes:
-    """Panels between the cuts, which decrease from t0, halved until no rate's integral misses more than `wanted`."""
+    """Panels between the cuts in `ou_time`, which fall, halved until no rate's integral misses more than `wanted`."""
     nodes, weights, coarse, _ = legendre(ORDER)
     kept: list[Nodes] = []
-    todo = list(pairwise(np.asarray(_ou_time(p, cuts)).tolist()))
+    todo = list(pairwise(cuts.tolist()))
     for left in range(rounds, -1, -1):
         a, b = np.array(todo).T[:, :, None]
         ts, g2 = jax.device_get(_in_time(p, ((a + b) / 2 - (a - b) / 2 * nodes).ravel()))
@@ -277,8 +277,17 @@ def _panel(nodes: Nodes, i: int) -> Nodes:
 
 
 @jax.jit
-def _ou_time(p: Problem, ts: Times) -> Times:
-    return ou_time(p.schedule, ts)
+def _ou_times(p: Problem, parts: Times) -> Times:
+    """At these parts of t0."""
+    return ou_time(p.schedule, p.t0 * parts)
+
+
+@jax.jit
+def _lengths(p: Problem) -> tuple[Time, Time, Time]:
+    """In `ou_time`: that of t0, how long it keeps the narrowest of the start, and from when on that of the target."""
+    first, last = scales(p)
+    whole, kept, formed = ou_time(p.schedule, jnp.stack([p.t0, p.t0 - first, last]))
+    return whole, whole - kept, formed
 
 
 @jax.jit

@@ -135,11 +135,11 @@ def reconstruction(study: Study) -> Iterator[Check]:
     """Appendix A: without an edit, Cycle-SDE returns the source to rounding, ODE inversion to O(1/N)."""
     p = study.problem
     x = jax.jit(lambda p: p.target.sample(jr.key(0), (20,)))(p)
-    for solver, kernel in ((DDIM(p.schedule, 1.0), by_bayes), (EulerMaruyama(p.schedule, 1.0), by_score)):
+    for solver, by_hand in ((DDIM(p.schedule, 1.0), by_bayes), (EulerMaruyama(p.schedule, 1.0), by_score)):
         yield at_most(
             f"Noise that is recorded without a solver, replayed by {type(solver).__name__}, returns the source's path",
-            f"x~_t = x_t, {kernel.equation}",
-            reconstruction_error(p, x, solver, kernel),
+            f"x~_t = x_t, {by_hand.equation}",
+            reconstruction_error(p, x, solver, by_hand),
             0.0,
             REPLAYED,
         )
@@ -172,9 +172,9 @@ REPLAYED = 1e-11  # rounding in a hundred steps, of kernels that are computed in
 
 
 class ByHand(NamedTuple):
-    """The kernel of a step (p, x_t, t, s) -> (mean, std) from the law of the data, without a solver."""
+    """What a step is, (p, x_t, t, s) -> (mean, std), from the law of the data, without a solver."""
 
-    kernel: Callable[[Problem, X, Time, Time], tuple[X, Time]]
+    step: Callable[[Problem, X, Time, Time], tuple[X, Time]]
     equation: str
 
 
@@ -198,19 +198,19 @@ def reconstruction_error(p: Problem, x: X, solver: Solver, by_hand: ByHand | Non
 
     The noise is recorded by hand, with means that are `off` so much, relatively; or by the solver itself.
     """
-    kernel = by_hand.kernel if by_hand else None
+    step = by_hand.step if by_hand else None
     ts = time_grid(p.schedule, 100, start=float(p.t0), end=1e-3 * float(p.t0))
-    return float(_reconstruction_error(p, x, ts, np.float64(off), solver, kernel))
+    return float(_reconstruction_error(p, x, ts, np.float64(off), solver, step))
 
 
-@partial(jax.jit, static_argnames="kernel")
-def _reconstruction_error(p: Problem, x: X, ts: Times, off: Time, solver: Solver, kernel: Callable | None) -> Time:
+@partial(jax.jit, static_argnames="step")
+def _reconstruction_error(p: Problem, x: X, ts: Times, off: Time, solver: Solver, step: Callable | None) -> Time:
     eps_fn = noise_fn(p.target, p.schedule)
     path = forward_path(p.schedule, x, ts, jr.key(1))
-    if kernel is None:
+    if step is None:
         noise = record(solver, eps_fn, path, ts)
     else:
-        mean, std = jax.vmap(lambda x, t, s: kernel(p, x, t, s))(path[:-1], ts[:-1], ts[1:])
+        mean, std = jax.vmap(lambda x, t, s: step(p, x, t, s))(path[:-1], ts[:-1], ts[1:])
         noise = jax.vmap(jnp.divide)(path[1:] - (1 + off) * mean, std)
     again = replay(solver, eps_fn, path[0], ts, noise)
     return jnp.max(jnp.abs(again - path)) / jnp.max(jnp.abs(path))
