@@ -189,8 +189,8 @@ def _euler(p: Problem, x: X, t: Time, s: Time) -> tuple[X, Time]:
     return x - (f * x - g2 * p.marginal(t).score(x)) * (t - s), jnp.sqrt(g2 * (t - s))
 
 
-by_bayes = ByHand(_conditional, "w = (x_s - E[x_s | x_t]) / σ_s sqrt(1 - snr_t/snr_s)")
-by_score = ByHand(_euler, "w = (x_s - x_t + (f x_t - g² ∇log p) Δt) / g sqrt(Δt)")
+by_bayes = ByHand(_conditional, "w = (x_s - E[x_s | x_t]) / [σ_s sqrt(1 - snr_t/snr_s)]")
+by_score = ByHand(_euler, "w = [x_s - x_t + (f x_t - g² ∇log p) Δt] / [g sqrt(Δt)]")
 
 
 def reconstruction_error(p: Problem, x: X, solver: Solver, by_hand: ByHand | None = None, off: float = 0.0) -> float:

@@ -182,7 +182,8 @@ def rows(arrays: Arrays) -> list[Row]:
     ]
     for level, curve, error in zip(arrays.levels, arrays.sweep, arrays.sweep_error, strict=True):
         exact = GOLDEN.get(float(level), np.nan)
-        found.append(Row(f"KL at t = 0, λ = {level:g}", curve[-1], error, exact, "heat equation, error from two grids"))
+        name, remark = f"KL at t = 0, λ = {level:g}", "heat equation; the exact one by another grid, to 3e-4"
+        found.append(Row(name, curve[-1], error, exact, remark, tolerance=5e-4))
     found += [
         Row("χ² at t = 0, SDE", arrays.chi2[-1], exact=0.00644227781292, remark="Gauss-Hermite, 60 nodes"),
         Row("sharp factor of χ²", arrays.factors[-1], exact=0.0254089, remark="squared singular value"),

@@ -43,11 +43,9 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _off(row: Row) -> str:
-    """By how many errors; where there are none and not all digits are claimed, by what part of the exact value."""
+    """By how many errors; where not all digits are claimed, by what part of the exact value."""
     if row.biased:
         return "biased"
-    if row.error:
-        return f"{(row.found - row.exact) / row.error:+.1f} errors"
     if row.exact and row.tolerance > Row._field_defaults["tolerance"]:
         return f"{row.found / row.exact - 1:+.1%}"
-    return ""
+    return f"{(row.found - row.exact) / row.error:+.1f} errors" if row.error else ""
