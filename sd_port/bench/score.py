@@ -112,7 +112,7 @@ def _fidelities(
 
 def region_side(pipe: StableDiffusion) -> int:
     """Pixels to which RegionDrag's definition brings pictures: 768, the size that its SD 2.1 was trained on."""
-    return (pipe.unet.config.sample_size or 64) * pipe.vae.config.factor
+    return pipe.unet.config.sides[0] * pipe.vae.config.factor
 
 
 def _distances(
