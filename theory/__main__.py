@@ -152,21 +152,30 @@ def read_law(flag: str, text: str) -> Components:
 
     Raises ValueError, naming the option, or FileNotFoundError.
     """
-    given = option(flag, text, dict[str, Any])
-    law = converted(given, LineMixture if "stds" in given else Mixture, flag)
+    given, name = option(flag, text, dict[str, Any]), named(flag, text)
+    law = converted(given, LineMixture if "stds" in given else Mixture, name)
     try:
         if isinstance(law, Mixture):
             return components(law.weights, law.means, law.covariances)
         return components(law.weights, np.array(law.means)[:, None], np.array(law.stds)[:, None, None] ** 2)
     except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
 
 
 def option(flag: str, text: str, kind: Any) -> Any:
     """What an option gives in JSON, or in the file that it names."""
-    if text.lstrip().startswith("{"):
+    if is_json(text):
         return from_json(text.encode(errors="surrogateescape"), kind, flag)
-    return read_json(text, kind, f"{flag} {text}")
+    return read_json(text, kind, named(flag, text))
+
+
+def named(flag: str, text: str) -> str:
+    """How messages call it: the option, and the file that it names."""
+    return flag if is_json(text) else f"{flag} {text}"
+
+
+def is_json(text: str) -> bool:
+    return text.lstrip().startswith("{")
 
 
 def show() -> None:

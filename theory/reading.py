@@ -159,7 +159,7 @@ def _fault(message: str, value: Any, kind: Any) -> str:
     for name, index, _ in _STEP.findall(where[1]) if where else ():
         wanted, value = _inside(wanted, value, name, index)
         place += f".{name}" if name else f"[{index}]" if index else " (an entry)"
-    place = place.removeprefix(".")
+    place = place.lstrip(". ")
     at = f"{place} " if place else ""
     if lacking := _LACKING.match(message):
         return f"{at}needs {lacking[1]}, {_said(_inside(wanted, value, lacking[1], '')[0])}"

@@ -242,7 +242,7 @@ def _peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[Component, _P
     """
     beside = path.with_name("adapter_config.json")
     name, text = f"the metadata of {path}", metadata.get(METADATA, "{}").encode()
-    if METADATA not in metadata and path.stem == "adapter_model" and beside.is_file():
+    if METADATA not in metadata and path.stem == "adapter_model" and beside.exists():
         name, text = str(beside), read_bytes(beside)
     config: Json = from_json(text, Json, name)
     shared = {key: value for key, value in config.items() if "." not in key}

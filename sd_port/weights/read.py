@@ -126,7 +126,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def _from_folder(folder: Path, variant: str | None) -> _Source:
-    if not (folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").exists():
         raise ValueError(f"{folder}: not a diffusers folder: there is no model_index.json")
     index = read_json(folder / "model_index.json", Json)
     if more := [name for name in _UNSUPPORTED if _present(index.get(name))]:
