@@ -9,20 +9,26 @@ from stand-ins for what numpy's pickles ask for; any other name is refused befor
 """
 
 import io
-import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from sd_port.images import read_mask
 from sd_port.weights.unpickling import checked, said
+from theory.reading import read_json
 
 LARGEST_PICKLE = 2**28  # bytes: a mask of 8k x 8k pixels in float32
 FURTHEST = 2**31  # pixels from the corner, which no picture has
+
+Coordinate = Annotated[float, Meta(gt=-FURTHEST, lt=FURTHEST)]
+Point = Annotated[list[Coordinate], Meta(min_length=2, max_length=2)]
+Points = Annotated[list[Point], Meta(max_length=10_000)]
+Prompt = Annotated[str, Meta(max_length=100_000)]
 
 
 class Request(NamedTuple):
@@ -78,19 +84,25 @@ def _item(root: Path, folder: Path, pickled: str) -> Item:
     return Item(name, _there(folder, "origin_image.png"), found, source, target, request.prompt, request.source_prompt)
 
 
+class Asked(Struct):
+    """What a prompt.json may say."""
+
+    source: Points = []
+    target: Points = []
+    prompt: Prompt = ""
+    source_prompt: Prompt = ""
+
+    @property
+    def request(self) -> Request:
+        return Request(_points(self.source), _points(self.target), self.prompt, self.source_prompt)
+
+
 def read_request(path: str | Path) -> Request:
-    """A prompt.json, or any JSON object with some of its keys. Raises ValueError, naming the file, for another."""
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        source, target = (_points(raw.get(key, [])) for key in ("source", "target"))
-        texts = [raw.get(key, "") for key in ("prompt", "source_prompt")]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a prompt is a text")
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        raise ValueError(
-            f'{path}: must be JSON like {{"source": [[x, y]], "target": [[x, y]], "prompt": ""}}'
-        ) from None
-    return Request(source, target, *texts)
+    """A prompt.json, or any JSON object with some of its keys.
+
+    Raises FileNotFoundError, and ValueError with the file and the place in it for another.
+    """
+    return read_json(path, Asked).request
 
 
 def _points(raw: Iterable[Any]) -> list[list[int]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # methods load what computes when they are called
     from theory.types import Solver, Times
 
 PAPER_RADIUS = 5
+MOST_STEPS = 100_000  # more than any schedule has, and few enough for a grid of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class DragConfig:
         """Raises ValueError, naming the setting."""
         for name, good in (
             ("t0", self.t0 == "auto" or 0 < self.t0 < 1),
-            ("steps", self.steps >= 2),
+            ("steps", 2 <= self.steps <= MOST_STEPS),
             ("step_size", self.step_size > 0),
             ("radius", 1 <= self.radius < 2**31),
             ("alpha", np.isfinite(self.alpha)),
@@ -114,7 +115,7 @@ class DragConfig:
 
 _NEEDS = {
     "t0": "it must lie between 0 and 1",
-    "steps": "it must be at least 2",
+    "steps": f"it must lie in [2, {MOST_STEPS}]",
     "step_size": "it must be positive",
     "radius": "it must be at least 1, and 31 bits",
     "alpha": "it must be a number",
@@ -144,8 +145,8 @@ class InpaintConfig:
 
     def __post_init__(self):
         """Raises ValueError, naming the setting."""
-        if self.steps < 1:
-            raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps = {self.steps} cannot be: it must lie in [1, {MOST_STEPS}]")
         for name in ("guidance", "lora_scale"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
@@ -174,8 +175,8 @@ class TranslateConfig:
         """Raises ValueError, naming the setting."""
         if not 0 < self.t0 <= 1:
             raise ValueError(f"t0 = {self.t0} cannot be: it must lie in (0, 1]")
-        if self.steps < 1:
-            raise ValueError(f"steps = {self.steps} cannot be: it must be at least 1")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps = {self.steps} cannot be: it must lie in [1, {MOST_STEPS}]")
         for name in ("guidance", "source_guidance", "lora_scale"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from theory.files import write_whole
+from theory.reading import Json, from_json
 
 ORIENTATION, LYING = 0x0112, range(5, 9)  # the EXIF tag, and what it is where the picture lies on its side
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
@@ -112,6 +113,6 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """The record of a PNG that write_png made. Raises ValueError if it has none."""
     try:
         with Image.open(path) as file:
-            return json.loads(file.info[RECORD])
+            return from_json(str(file.info[RECORD]).encode(), Json, "its record")
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not an image with a record of how it was made ({error})") from None

@@ -180,8 +180,8 @@ class StableDiffusion:
             raise ValueError(
                 f"generate: the UNet takes {channels} channels: a model for inpainting, not for text alone"
             )
-        factor, side = self.vae.config.factor, (self.unet.config.sample_size or 64) * self.vae.config.factor
-        height, width = height or side, width or side
+        factor, sides = self.vae.config.factor, self.unet.config.sides
+        height, width = height or sides[0] * factor, width or sides[1] * factor
         _check_size(height, width, factor)
         shape = (len(prompts), height // factor, width // factor, self.vae.config.latent_channels)
         x, solver_key = _start(key, shape)

@@ -4,7 +4,6 @@ Byte-pair encoding of lower-cased words (Radford et al. 2021, arXiv 2103.00020, 
 files of a `tokenizer` folder, as transformers 5 builds its CLIPTokenizer, so transformers itself is not needed.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
+
+from theory.reading import Json, from_json, read_bytes
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 POSITIONS = 77  # of every CLIP text encoder that Stable Diffusion uses
@@ -42,7 +43,7 @@ class ClipTokenizer:
         Raises ValueError, in one line with the file and what to do, where the folder does not hold CLIP's tokenizer.
         """
         folder = Path(path)
-        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        files = {name: read_bytes(folder / name) for name in FILES if (folder / name).is_file()}
         if not (files.keys() >= {"vocab.json", "merges.txt"} or "tokenizer.json" in files):
             missing = "merges.txt" if "vocab.json" in files else "vocab.json"
             raise ValueError(f"{folder / missing} is missing: give the tokenizer folder of a Stable Diffusion model")
@@ -89,14 +90,8 @@ class ClipTokenizer:
             (Path(path) / name).write_bytes(content)
 
 
-def _json(folder: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
-        raise ValueError(f"{folder / name} is not JSON ({error}): get the file anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{folder / name} holds no JSON object: get the file anew")
-    return content
+def _json(folder: Path, files: dict[str, bytes], name: str) -> Json:
+    return from_json(files.get(name, b"{}"), Json, str(folder / name))
 
 
 def _vocabulary(

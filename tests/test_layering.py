@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NUMERICS = {"jax", "numpy", "scipy", "jaxtyping"}
 COMMAND_LINE = {"rich", "tyro", "matplotlib"}
+READING = {"theory/reading.py", "theory/__main__.py"}  # what may read text files from outside
 COMMANDS = {"theory/__main__.py", "theory/command.py", "theory/progress.py"}  # what may show things
 SHARED = {"toys.runner", "toys.store", "toys.results", "toys.style"}  # what sd_port.experiments may import of toys
 LOOPS = {"scan", "fori_loop", "while_loop", "map", "associative_scan"}
@@ -47,6 +48,7 @@ def forbidden_imports(tree: ast.AST, module: str) -> set[str]:
     used = {name.split(".")[0] for name in names}
     if package == "theory":
         allowed = {"theory"} | NUMERICS | (COMMAND_LINE if module in COMMANDS else set())
+        allowed |= {"msgspec"} if module in READING else set()
         return used - allowed - sys.stdlib_module_names
     if module.startswith("sd_port/experiments/") and not toys_beyond(names, SHARED):
         used -= {"toys"}

@@ -1,17 +1,19 @@
 """theory-check: every statement of the paper, verified to many digits, in one table."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import tyro
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from theory.compilations import OLD_EMITTERS, collect_rarely, set_flags, stay_on_cpu
 from theory.components import Components, components
 from theory.contents import CONTROLS, STATEMENTS
+from theory.reading import converted, from_json, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=argv, prog="theory-check", config=(tyro.conf.FlagCreatePairsOff,))
     try:
         sys.exit(run(args))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"theory-check: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -87,74 +89,93 @@ def check(args: Args) -> None:
         raise ValueError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
 
 
-def read_json(flag: str, text: str) -> Any:
-    """What the text is in JSON, or the file that it names. Raises ValueError, naming the option."""
-    try:
-        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-    except OSError as error:
-        raise ValueError(f"{flag} {text}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{flag}: is not JSON ({error})") from None
+Number = Annotated[float, Meta(ge=-1e100, le=1e100)]  # squares of them are finite
+Numbers = Annotated[list[Number], Meta(min_length=1, max_length=10_000)]
+Steps = Annotated[int, Meta(ge=1, le=100_000)]
 
 
-# By name, and by "kind" in JSON, with the parameters of each; `theory.command` makes them.
-NAMED_SCHEDULES: dict[str, dict[str, Any]] = {
-    "linear": {"kind": "linear", "beta_min": 0.1, "beta_max": 10.0},
-    "cosine": {"kind": "cosine"},
-    "sd": {"kind": "scaled_linear"},
-}
-KINDS: dict[str, dict[str, type]] = {
-    "linear": {"beta_min": float, "beta_max": float},
-    "cosine": {"offset": float, "end": float},
-    "scaled_linear": {"beta_start": float, "beta_end": float, "steps": int},
-    "discrete": {"alphas_cumprod": list},
-}
+class Mixture(Struct, forbid_unknown_fields=True):
+    """Components in any dimension."""
+
+    weights: Numbers
+    means: list[Numbers]
+    covariances: list[list[Numbers]]
+
+
+class LineMixture(Struct, forbid_unknown_fields=True):
+    """Components on the line."""
+
+    weights: Numbers
+    means: Numbers
+    stds: list[Annotated[float, Meta(ge=1e-100, le=1e100)]]
+
+
+class Schedule(Struct, tag_field="kind", forbid_unknown_fields=True, omit_defaults=True):
+    """A schedule's kind and parameters; what is UNSET `theory.schedules` has a default for."""
+
+
+class Linear(Schedule, tag="linear"):
+    beta_min: Number | UnsetType = UNSET
+    beta_max: Number | UnsetType = UNSET
+
+
+class Cosine(Schedule, tag="cosine"):
+    offset: Number | UnsetType = UNSET
+    end: Number | UnsetType = UNSET
+
+
+class ScaledLinear(Schedule, tag="scaled_linear"):
+    beta_start: Number | UnsetType = UNSET
+    beta_end: Number | UnsetType = UNSET
+    steps: Steps | UnsetType = UNSET
+
+
+class Discrete(Schedule, tag="discrete"):
+    alphas_cumprod: Annotated[tuple[Number, ...], Meta(min_length=1, max_length=100_000)]
+
+
+NAMED_SCHEDULES = {"linear": Linear(beta_min=0.1, beta_max=10.0), "cosine": Cosine(), "sd": ScaledLinear()}
 
 
 def read_schedule(text: str) -> dict[str, Any]:
-    """A schedule's kind and parameters, from its name, JSON text or a JSON file. Raises ValueError."""
-    if text in NAMED_SCHEDULES:
-        return NAMED_SCHEDULES[text]
-    if not text.lstrip().startswith("{") and not Path(text).exists():
-        raise ValueError(f"--schedule {text}: choose from {', '.join(NAMED_SCHEDULES)}, or give JSON or a JSON file")
-    data = read_json("--schedule", text)
-    kind = data.pop("kind", None) if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f'--schedule: needs "kind", one of {", ".join(KINDS)}')
-    known = KINDS[kind]
-    if kind == "discrete" and not data:
-        raise ValueError('--schedule: needs "alphas_cumprod", a list of numbers')
-    read: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in known:
-            raise ValueError(f"--schedule: {kind} has no {name}; it has {', '.join(known)}")
-        wanted, description = known[name], {float: "a number", int: "an integer", list: "a list of numbers"}
-        numbers = value if wanted is list else [value]
-        if not isinstance(numbers, list) or not all(
-            type(n) in ((int,) if wanted is int else (int, float)) for n in numbers
-        ):
-            raise ValueError(f"--schedule: {name} must be {description[wanted]}")
-        read[name] = tuple(map(float, numbers)) if wanted is list else wanted(value)
-    return {"kind": kind, **read}
+    """A schedule's kind and parameters, from its name, JSON text or a JSON file. Raises ValueError, with the option."""
+    try:
+        read = NAMED_SCHEDULES.get(text) or option("--schedule", text, Linear | Cosine | ScaledLinear | Discrete)
+    except FileNotFoundError:
+        names = ", ".join(NAMED_SCHEDULES)
+        raise ValueError(f"--schedule {text}: choose from {names}, or give JSON or a JSON file") from None
+    return msgspec.to_builtins(read)
 
 
 def read_law(flag: str, text: str) -> Components:
-    """The components of a mixture, from JSON text or a JSON file. Raises ValueError, naming the option."""
-    data = read_json(flag, text)
-    if not isinstance(data, dict) or set(data) not in (
-        {"weights", "means", "covariances"},
-        {"weights", "means", "stds"},
-    ):
-        raise ValueError(f'{flag}: needs the keys "weights", "means" and "covariances" (or "stds" on the line)')
+    """The components of a mixture, from JSON text or a JSON file.
+
+    Raises ValueError, naming the option, or FileNotFoundError.
+    """
+    given, name = option(flag, text, dict[str, Any]), named(flag, text)
+    law = converted(given, LineMixture if "stds" in given else Mixture, name)
     try:
-        if "stds" in data:
-            stds, means = np.asarray(data["stds"], float), np.asarray(data["means"], float)
-            if stds.ndim != 1 or np.any(stds <= 0):
-                raise ValueError(f'"stds" must be a list of positive numbers, got {data["stds"]}')
-            return components(data["weights"], means.reshape(len(means), -1), stds[:, None, None] ** 2)
-        return components(data["weights"], data["means"], data["covariances"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{flag}: {error}") from None
+        if isinstance(law, Mixture):
+            return components(law.weights, law.means, law.covariances)
+        return components(law.weights, np.array(law.means)[:, None], np.array(law.stds)[:, None, None] ** 2)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def option(flag: str, text: str, kind: Any) -> Any:
+    """What an option gives in JSON, or in the file that it names."""
+    if is_json(text):
+        return from_json(text.encode(errors="surrogateescape"), kind, flag)
+    return read_json(text, kind, named(flag, text))
+
+
+def named(flag: str, text: str) -> str:
+    """How messages call it: the option, and the file that it names."""
+    return flag if is_json(text) else f"{flag} {text}"
+
+
+def is_json(text: str) -> bool:
+    return text.lstrip().startswith("{")
 
 
 def show() -> None:

@@ -22,6 +22,7 @@ from sd_port.metrics.lpips import LPIPS, image_fidelity
 from sd_port.metrics.pixels import Mask, Picture, composited, mean_change, pasted, rmse
 from sd_port.pipeline import StableDiffusion
 from theory.files import write_whole
+from theory.reading import Json, read_json
 
 NOISE_SEED = 0  # of the features: the same for all edits of an item, so that they differ by the edit alone
 
@@ -90,7 +91,7 @@ def scores(
 def kept(path: Path, of: dict[str, Any], make: Callable[[], list[Score]]) -> list[Score]:
     """The scores in this file, if they are of the same things (pictures and judges); else they are made, and kept."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, Json)
         if found["of"] == of:
             return [Score(**score) for score in found["scores"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -112,7 +113,7 @@ def _fidelities(
 
 def region_side(pipe: StableDiffusion) -> int:
     """Pixels to which RegionDrag's definition brings pictures: 768, the size that its SD 2.1 was trained on."""
-    return (pipe.unet.config.sample_size or 64) * pipe.vae.config.factor
+    return pipe.unet.config.sides[0] * pipe.vae.config.factor
 
 
 def _distances(

@@ -16,7 +16,7 @@ import tyro
 
 from sd_port.checks import check_mask, check_size, latent_mask
 from sd_port.commands.edit_file import EditFile, read_edit_file
-from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, read_json, ready
+from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, json_or_none, ready
 from sd_port.commands.options import Dtype, at_least, check_seed, new_file
 from sd_port.dragbench import Request, read_set
 from sd_port.edit_configs import InpaintConfig, TranslateConfig
@@ -104,7 +104,7 @@ class EditCommand(ABC):
         """Raises ValueError if one of the two files is there already."""
         new_file("--out", self.out)
         beside = self.out.with_suffix(".json")
-        if beside.exists() and not self.is_mine(read_json(beside)):  # its own, where it was ended before the picture
+        if beside.exists() and not self.is_mine(json_or_none(beside)):  # its own, where it was ended before the picture
             raise ValueError(f"--out {self.out}: {beside} exists already; give another name")
 
     def is_mine(self, record: Any) -> bool:

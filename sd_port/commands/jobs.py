@@ -12,6 +12,7 @@ import numpy as np
 
 from sd_port.dragbench import Request
 from sd_port.images import read_image, read_mask
+from theory.reading import read_json
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -63,10 +64,10 @@ def all_or_none(*paths: Path | None) -> Iterator[None]:
         raise
 
 
-def read_json(path: Path) -> Any:
+def json_or_none(path: Path) -> Any:
     """None where there is no JSON file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, Any)
     except (OSError, ValueError):
         return None
 

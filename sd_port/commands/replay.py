@@ -1,16 +1,15 @@
 """sd-edit replay: an earlier edit once more."""
 
 import dataclasses
-import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import tyro
+from msgspec import Meta, Struct
 
 from sd_port.commands.drag import DragCommand
-from sd_port.commands.edit import PATHS, EditCommand
+from sd_port.commands.edit import OUTPUTS, EditCommand
 from sd_port.commands.inpaint import InpaintCommand
 from sd_port.commands.jobs import Job, ready
 from sd_port.commands.translate import (
@@ -21,6 +20,7 @@ from sd_port.commands.translate import (
     SdeditCommand,
 )
 from sd_port.versions import versions
+from theory.reading import Json, entries, read_json, shown
 
 EDITS: dict[str, type[EditCommand]] = {
     edit.name: edit
@@ -36,15 +36,27 @@ EDITS: dict[str, type[EditCommand]] = {
 }
 
 
+Rows = Annotated[int, Meta(ge=0, le=4096)]
+
+
+class Record(Struct):
+    """What the JSON file beside an edited picture says of how it was made."""
+
+    command: str
+    arguments: Json
+    item: str
+    place: tuple[Rows, Rows]  # row and rows of its batch
+    read: dict[str, str]
+    model_sha256: str
+    device: str
+    versions: dict[str, str]
+
+
 class Earlier(NamedTuple):
-    """What the JSON file of an edit says of how it was made."""
+    """An edit as it was asked for, and how it was made."""
 
     command: EditCommand
-    item: str
-    place: tuple[int, int]  # row and rows of its batch
-    read: Mapping[str, str]
-    model_sha256: str
-    made_with: Mapping[str, Any]  # the device and the versions
+    record: Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,54 +73,51 @@ class Replay:
 
         Warns where the device or a version is another.
         """
-        earlier = self.earlier()
-        command, (row, rows) = earlier.command, earlier.place
-        command.check_out()
+        command, record = earlier = self.earlier()
+        row, rows = record.place
         job = job_of(earlier)
         import jax
         import jax.random as jr
 
         pipe = command.load()
-        if pipe.digest() != earlier.model_sha256:
+        if pipe.digest() != record.model_sha256:
             raise ValueError(f"--model {command.model}: has other weights than it had")
+        made_with = {"device": record.device} | record.versions
         for name, now in ({"device": jax.devices()[0].device_kind} | versions()).items():
-            if (before := earlier.made_with.get(name)) != now:
+            if (before := made_with.get(name)) != now:
                 warnings.warn(f"{name} was {before} and is {now}: the picture may differ a little", stacklevel=2)
         key = jr.key(command.started_from())
         result = command.edited(pipe, [ready(job)] * rows, key, lambda done, total: None)[row]
-        command.write(job._replace(out=self.out), result, earlier.place, earlier.model_sha256)
+        command.write(job._replace(out=self.out), result, record.place, record.model_sha256)
         print(self.out)
 
     def earlier(self) -> Earlier:
-        try:
-            record = json.loads(self.result.read_text(encoding="utf-8"))
-            command = EDITS[record["command"]](**_options(record["arguments"]), out=self.out)
-            row, rows = map(int, record["place"])
-            if not 0 <= row < rows:
-                raise ValueError("there is no such row")
-            made_of = str(record["item"]), (row, rows), dict(record["read"]), str(record["model_sha256"])
-            return Earlier(command, *made_of, {"device": record["device"]} | record["versions"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{self.result}: not the JSON file that lies beside an edited picture") from None
+        """Raises FileNotFoundError, and ValueError with the file and the place in it, where no edit could write it."""
+        record: Record = read_json(self.result, Record)
+        if record.command not in EDITS:
+            raise ValueError(f"{self.result}: command must be {' or '.join(EDITS)}, not {shown(record.command)}")
+        edit, name = EDITS[record.command], f"{self.result}, arguments"
+        given = entries(record.arguments, edit, name)
+        command = edit(**{option: value for option, value in given.items() if option not in OUTPUTS}, out=self.out)
+        command.check_out()
+        try:  # what it would check of its options; those of a folder write into one
+            dataclasses.replace(command, out=self.out if command.batch is None else self.out.parent).check()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        row, rows = record.place
+        if rows != (1 if command.batch is None else command.batch_size) or row >= rows:
+            raise ValueError(f"{self.result}: place must be a row and the rows of the batch, not {[row, rows]}")
+        return Earlier(command, record)
 
 
 def job_of(earlier: Earlier) -> Job:
     """What was edited. Raises ValueError if it is not there any more, or has changed since."""
-    command = earlier.command
-    job = next((job for group in command.groups() for job in group if job.name == earlier.item), None)
+    command, record = earlier
+    job = next((job for group in command.groups() for job in group if job.name == record.item), None)
     if job is None:
-        raise ValueError(f"--batch {command.batch}: has no item {earlier.item} any more")
+        raise ValueError(f"--batch {command.batch}: has no item {record.item} any more")
     paths = {"image": job.image, "lora": command.lora, "edit": command.edit}
     for name, found in command.made_of(job).items():
-        if earlier.read.get(name) != found:
+        if record.read.get(name) != found:
             raise ValueError(f"{paths.get(name, f'the {name} of {job.image}')} has changed since")
     return job
-
-
-def _options(values: dict[str, Any]) -> dict[str, Any]:
-    made = {name: _tuples(value) for name, value in values.items()}
-    return made | {name: Path(made[name]) for name in PATHS if made[name] is not None}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -5,13 +5,24 @@ compute, is refused with its name. Defaults are those that diffusers and transfo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-Config = TypeVar("Config")
+from msgspec import Meta
+
+from theory.reading import converted, shown
+
+# What there can be of each: beyond all that was ever published, and little enough to be made and refused by its shapes.
+Layers = Annotated[int, Meta(ge=1, le=64)]
+Channels = Annotated[int, Meta(ge=1, le=2**15)]
+Heads = Annotated[int, Meta(ge=1, le=2**10)]
+Groups = Annotated[int, Meta(ge=1, le=2**10)]
+Side = Annotated[int, Meta(ge=1, le=2**14)]  # of images and latents
+Size = Side | Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]  # one side, or height and width
+Epsilon = Annotated[float, Meta(ge=0, le=1)]
+Levels = Meta(min_length=1, max_length=8)
 
 ACTIVATIONS = ("silu", "swish")
-TEXT_ACTIVATIONS = ("quick_gelu", "gelu")
 
 # What each config may say where only one thing (or none) is computed here.
 _UNET_FIXED: dict[str, tuple[Any, ...]] = {
@@ -24,6 +35,7 @@ _UNET_FIXED: dict[str, tuple[Any, ...]] = {
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "cross_attention_norm": (None,),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "downsample_padding": (1,),
     "dropout": (0.0,),
     "dual_cross_attention": (False,),
@@ -44,15 +56,18 @@ _UNET_FIXED: dict[str, tuple[Any, ...]] = {
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
 _VAE_FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ACTIVATIONS,
+    "down_block_types": ("DownEncoderBlock2D",),
     "mid_block_add_attention": (True,),
     "latents_mean": (None,),
     "latents_std": (None,),
     "shift_factor": (None, 0.0),
+    "up_block_types": ("UpDecoderBlock2D",),
 }
-_TEXT_FIXED: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0,), "hidden_act": TEXT_ACTIVATIONS}
+_TEXT_FIXED: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0,)}
 
 
 @dataclass(frozen=True)
@@ -60,25 +75,32 @@ class UNetConfig:
     """unet/config.json of SD 1.x, SD 2.x and anything smaller (UNet2DConditionModel).
 
     `attention_head_dim` is the number of heads, for every level or one by level: the name is a mistake that
-    diffusers keeps (its issue 2011). `sample_size` is the side of the latents in training.
+    diffusers keeps (its issue 2011). `sample_size` is the side of the latents in training, or height and width.
+    A list that says the same of every level is one number.
     """
 
-    sample_size: int | None = 64
-    in_channels: int = 4
-    out_channels: int = 4
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    transformer_layers_per_block: int = 1
-    attention_head_dim: int | tuple[int, ...] = 8
-    cross_attention_dim: int = 1280
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    sample_size: Size | None = 64
+    in_channels: Channels = 4
+    out_channels: Channels = 4
+    down_block_types: Annotated[tuple[str, ...], Levels] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: Annotated[tuple[str, ...], Levels] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: Annotated[tuple[Channels, ...], Levels] = (320, 640, 1280, 1280)
+    layers_per_block: Layers = 2
+    transformer_layers_per_block: Layers = 1
+    attention_head_dim: Heads | Annotated[tuple[Heads, ...], Levels] = 8
+    cross_attention_dim: Channels = 1280
+    norm_num_groups: Groups = 32
+    norm_eps: Epsilon = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0.0
+    freq_shift: Annotated[float, Meta(ge=-1e4, le=1e4)] = 0.0
     use_linear_projection: bool = False
     upcast_attention: bool = False
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the latents in training, 64 where nothing is said of it."""
+        size = self.sample_size or 64
+        return (size[0], size[1]) if isinstance(size, tuple) else (size, size)
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -87,25 +109,22 @@ class UNetConfig:
         return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "UNetConfig":
-        """Raises ValueError, naming every key at fault, for what these networks do not compute."""
-        allowed = {
-            **_UNET_FIXED,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        }
-        config = _read(cls, "UNet config", raw, allowed)
-        levels = len(config.block_out_channels)
+    def from_json(cls, raw: Mapping[str, Any], name: str = "UNet config") -> "UNetConfig":
+        """Raises ValueError, with the name and the keys at fault, for what these networks do not compute."""
+        raw = {**raw, **_agreed(raw, "layers_per_block", "transformer_layers_per_block", "cross_attention_dim")}
+        config: UNetConfig = _read(cls, name, raw, _UNET_FIXED)
+        levels, half = len(config.block_out_channels), config.block_out_channels[0] // 2
         lengths = {
             "down_block_types": len(config.down_block_types),
             "up_block_types": len(config.up_block_types),
             "attention_head_dim": len(config.heads),
         }
         _refuse(
-            "UNet config",
+            name,
             [f"{key} has {n} entries for {levels} block_out_channels" for key, n in lengths.items() if n != levels]
             + _indivisible(config.block_out_channels, "norm_num_groups", [config.norm_num_groups] * levels)
-            + _indivisible(config.block_out_channels, "attention heads", config.heads),
+            + _indivisible(config.block_out_channels, "attention heads", config.heads)
+            + [f"freq_shift must be below half of the first block_out_channels, {half}"] * (config.freq_shift >= half),
         )
         return config
 
@@ -114,16 +133,16 @@ class UNetConfig:
 class VAEConfig:
     """vae/config.json (AutoencoderKL): latents = scaling_factor * encoder(image), 2^(levels - 1) times smaller."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    norm_num_groups: int = 32
-    sample_size: int = 32
-    scaling_factor: float = 0.18215
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    latent_channels: Channels = 4
+    down_block_types: Annotated[tuple[str, ...], Levels] = ("DownEncoderBlock2D",)
+    up_block_types: Annotated[tuple[str, ...], Levels] = ("UpDecoderBlock2D",)
+    block_out_channels: Annotated[tuple[Channels, ...], Levels] = (64,)
+    layers_per_block: Layers = 1
+    norm_num_groups: Groups = 32
+    sample_size: Size = 32
+    scaling_factor: Annotated[float, Meta(gt=0, le=1e4)] = 0.18215
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
 
@@ -133,17 +152,12 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "VAEConfig":
-        """Raises ValueError, naming every key at fault, for what these networks do not compute."""
-        allowed = {
-            **_VAE_FIXED,
-            "down_block_types": ("DownEncoderBlock2D",),
-            "up_block_types": ("UpDecoderBlock2D",),
-        }
-        config = _read(cls, "VAE config", raw, allowed)
+    def from_json(cls, raw: Mapping[str, Any], name: str = "VAE config") -> "VAEConfig":
+        """Raises ValueError, with the name and the keys at fault, for what these networks do not compute."""
+        config: VAEConfig = _read(cls, name, raw, _VAE_FIXED)
         levels = len(config.block_out_channels)
         _refuse(
-            "VAE config",
+            name,
             [
                 f"{key} has {len(getattr(config, key))} entries for {levels} block_out_channels"
                 for key in ("down_block_types", "up_block_types")
@@ -158,66 +172,39 @@ class VAEConfig:
 class CLIPTextConfig:
     """text_encoder/config.json (CLIPTextModel): the text half of CLIP (Radford et al. 2021, arXiv 2103.00020)."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    vocab_size: Annotated[int, Meta(ge=1, le=2**20)] = 49408
+    hidden_size: Channels = 512
+    intermediate_size: Annotated[int, Meta(ge=1, le=2**17)] = 2048
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 8
+    max_position_embeddings: Annotated[int, Meta(ge=1, le=2**14)] = 77
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Raises ValueError, naming every key at fault, for what this network does not compute."""
-        config = _read(cls, "text encoder config", raw, _TEXT_FIXED)
-        _refuse("text encoder config", _indivisible((config.hidden_size,), "heads", (config.num_attention_heads,)))
+    def from_json(cls, raw: Mapping[str, Any], name: str = "text encoder config") -> "CLIPTextConfig":
+        """Raises ValueError, with the name and the keys at fault, for what this network does not compute."""
+        config: CLIPTextConfig = _read(cls, name, raw, _TEXT_FIXED)
+        _refuse(name, _indivisible((config.hidden_size,), "heads", (config.num_attention_heads,)))
         return config
 
 
-def _read(cls: type[Config], what: str, raw: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> Config:
+def _read(cls: type, name: str, raw: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> Any:
     faults = []
-    for key, values in allowed.items():
+    for key, values in fixed.items():
         given = raw.get(key, values[0])
-        for value in given if isinstance(given, list) else [given]:
+        for value in given if isinstance(given, list) and given else [given]:
             if value not in values:
-                choices = " or ".join(repr(v) for v in values)
-                faults.append(f"{key} = {value!r} is not supported, only {choices}")
-    known = {}
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name in raw:
-            value = _value(field.name, raw[field.name], field.default)
-            if not _fits(field.name, value, field.default):
-                faults.append(f"{field.name} = {raw[field.name]!r}, expected something like {field.default!r}")
-            known[field.name] = value
-    _refuse(what, faults)
-    return cls(**known)
+                choices = " or ".join(map(shown, values))
+                faults.append(f"{key} = {shown(value)} is not supported, only {choices}")
+    _refuse(name, faults)
+    return converted(raw, cls, name)
 
 
-def _value(name: str, value: Any, default: Any) -> Any:
-    """Lists become tuples, or one number of layers if all levels have the same; 0 becomes 0.0 where one is due."""
-    if isinstance(default, float) and isinstance(value, int):
-        return float(value)
-    if not isinstance(value, list):
-        return value
-    if name.endswith("layers_per_block") and len(set(map(str, value))) == 1:
-        return value[0]
-    return tuple(value)
-
-
-def _fits(name: str, value: Any, default: Any) -> bool:
-    """Whether a JSON value can stand where the default stands."""
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and len(value) > 0 and all(_fits(name, v, default[0]) for v in value)
-    if isinstance(default, str):
-        return isinstance(value, str)
-    if isinstance(value, tuple):
-        return name == "attention_head_dim" and all(_fits(name, v, default) for v in value)
-    if name == "sample_size":
-        return value is None or isinstance(value, int)
-    return isinstance(value, type(default)) and not isinstance(value, bool) and value >= 0
+def _agreed(raw: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Of these keys those that have an entry for every level, and the same one: it stands for all."""
+    lists = {key: raw[key] for key in keys if isinstance(raw.get(key), list) and raw[key]}
+    return {key: entries[0] for key, entries in lists.items() if all(entry == entries[0] for entry in entries)}
 
 
 def _indivisible(channels: Sequence[int], what: str, parts: Sequence[int]) -> list[str]:
@@ -225,6 +212,6 @@ def _indivisible(channels: Sequence[int], what: str, parts: Sequence[int]) -> li
     return [f"{count} channels cannot be divided into {part} {what}" for count, part in pairs if count % part]
 
 
-def _refuse(what: str, faults: Sequence[str]) -> None:
+def _refuse(name: str, faults: Sequence[str]) -> None:
     if faults:
-        raise ValueError(f"{what}: " + "; ".join(faults))
+        raise ValueError(f"{name}: " + "; ".join(faults))

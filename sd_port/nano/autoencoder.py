@@ -2,20 +2,23 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import jax.random as jr
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from msgspec import Meta
 
-from sd_port.models.config import VAEConfig
+from sd_port.models.config import Channels, Groups, Layers, Levels, VAEConfig
 from sd_port.models.layers import Image
 from sd_port.models.vae import AutoencoderKL
 from sd_port.nano import scenes
 from sd_port.nano.fit import Fit, Losses, spread
 from theory.types import PRNGKey
+
+Weight = Annotated[float, Meta(ge=0, le=1e9)]  # of a part of the loss
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,12 @@ class Autoencoder:
     of the latents then costs about kl / 2 for each of them (it settles where both sides of the bargain are equal).
     """
 
-    block_out_channels: tuple[int, ...] = (16, 48, 96)
-    layers_per_block: int = 1
-    norm_num_groups: int = 8
-    kl: float = 3e-4
-    edges: float = 0.5
-    objects: float = 4.0
+    block_out_channels: Annotated[tuple[Channels, ...], Levels] = (16, 48, 96)
+    layers_per_block: Layers = 1
+    norm_num_groups: Groups = 8
+    kl: Weight = 3e-4
+    edges: Weight = 0.5
+    objects: Weight = 4.0
     fit: Fit = field(default_factory=lambda: Fit(steps=4000, batch=16, learning_rate=2e-3))
 
     def config(self, size: int) -> VAEConfig:

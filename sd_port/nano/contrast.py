@@ -8,6 +8,7 @@ lesson in it, and the only one the text encoder gets. The tower for pictures is 
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sd_port.models.build import Build
+from sd_port.models.config import Channels, Groups, Levels
 from sd_port.models.layers import Image, Tokens
 from sd_port.nano.denoiser import Latents
 from sd_port.nano.fit import Fit, Losses, spread
@@ -29,8 +31,8 @@ COLDEST = 100.0  # the greatest inverse temperature, as in CLIP
 class Contrast:
     """What is on top of the text encoder, and how long it is trained."""
 
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
-    norm_num_groups: int = 16
+    block_out_channels: Annotated[tuple[Channels, ...], Levels] = (64, 128, 128)
+    norm_num_groups: Groups = 16
     fit: Fit = field(default_factory=lambda: Fit(steps=3000, batch=256, learning_rate=1e-3, average=0.99))
 
     def towers(self, text_width: int, size: int, channels: int, *, rngs: nnx.Rngs) -> "Towers":

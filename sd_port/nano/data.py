@@ -1,22 +1,24 @@
 """Captioned pictures to train on: drawn scenes, or a user's folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.random as jr
 import numpy as np
 from jaxtyping import UInt8
+from msgspec import Meta, Struct
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
 from sd_port.nano import scenes
 from sd_port.nano.captions import captions
+from theory.reading import from_json, read_bytes
 from theory.types import PRNGKey
 
 CHUNK = 512  # scenes drawn at once
+LISTING = 2**30  # bytes of a metadata.jsonl, some million captions
 
 
 class Pictures(NamedTuple):
@@ -24,6 +26,13 @@ class Pictures(NamedTuple):
 
     images: UInt8[np.ndarray, "images size size 3"]
     captions: list[Sequence[str]]
+
+
+class _Line(Struct):
+    """A picture in metadata.jsonl."""
+
+    file_name: str
+    text: str | Annotated[list[str], Meta(min_length=1)]
 
 
 def drawn(key: PRNGKey, count: int, size: int, each: int = 4) -> Pictures:
@@ -50,17 +59,11 @@ def from_folder(folder: str | Path, size: int) -> Pictures:
     if not listing.is_file():
         raise ValueError(f'{listing} is missing: one line for each picture, {{"file_name": "a.png", "text": "a boat"}}')
     images, texts = [], []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_bytes(listing, LISTING).split(b"\n"), start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-            name, text = entry["file_name"], entry["text"]
-            said = [text] if isinstance(text, str) else text
-            if not (said and all(isinstance(one, str) for one in said)):
-                raise TypeError("text must be a string, or some strings")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{listing}, line {number}: needs file_name and text ({error!r})") from None
+        entry: _Line = from_json(line, _Line, f"{listing}, line {number}")
+        name, said = entry.file_name, [entry.text] if isinstance(entry.text, str) else entry.text
         try:
             with Image.open(folder / name) as file:
                 square = ImageOps.fit(ImageOps.exif_transpose(file).convert("RGB"), (size, size), Image.Resampling.BOX)

@@ -7,7 +7,7 @@ picture followed either; with the encoder left alone the UNet places the sun, th
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,8 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float16, UInt16
+from msgspec import Meta
 
-from sd_port.models.config import CLIPTextConfig, UNetConfig
+from sd_port.models.config import Channels, CLIPTextConfig, Groups, Heads, Layers, Levels, UNetConfig
 from sd_port.nano.fit import Fit, Losses, spread
 from theory.schedules import DiscreteVP
 from theory.types import PRNGKey
@@ -45,15 +46,15 @@ class Denoiser:
     `no_caption` is how often no caption is shown, for classifier-free guidance (Ho & Salimans 2022).
     """
 
-    block_out_channels: tuple[int, ...] = (48, 96, 160)
-    attention: tuple[bool, ...] = (False, True, True)  # by level
-    layers_per_block: int = 1
-    heads: int = 4
-    norm_num_groups: int = 16
-    text_width: int = 128
-    text_layers: int = 3
-    text_heads: int = 4
-    no_caption: float = 0.1
+    block_out_channels: Annotated[tuple[Channels, ...], Levels] = (48, 96, 160)
+    attention: Annotated[tuple[bool, ...], Levels] = (False, True, True)  # by level
+    layers_per_block: Layers = 1
+    heads: Heads = 4
+    norm_num_groups: Groups = 16
+    text_width: Channels = 128
+    text_layers: Layers = 3
+    text_heads: Heads = 4
+    no_caption: Annotated[float, Meta(ge=0, le=1)] = 0.1
     fit: Fit = field(default_factory=lambda: Fit(steps=12000, batch=32, learning_rate=1e-3))
 
     def unet_config(self, size: int, channels: int) -> UNetConfig:

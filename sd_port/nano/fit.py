@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+from msgspec import Meta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -22,6 +23,7 @@ from theory.types import PRNGKey
 
 Weights = TypeVar("Weights")
 Losses = dict[str, Float[Array, ""]]
+Steps = Annotated[int, Meta(ge=1, le=10**9)]
 LossFn = Callable[[Any, Any, PRNGKey], tuple[Float[Array, ""], Losses]]
 
 
@@ -32,16 +34,16 @@ class Fit:
     `average` is the decay of the moving average of the weights, which is what training returns; 0 returns the last.
     """
 
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int = 100
-    beta2: float = 0.99
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    average: float = 0.999
-    checkpoint_every: int = 250
-    log_every: int = 25
+    steps: Steps
+    batch: Annotated[int, Meta(ge=1, le=2**20)]
+    learning_rate: Annotated[float, Meta(ge=0, le=1e3)]
+    warmup: Annotated[int, Meta(ge=0, le=10**9)] = 100
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.99
+    weight_decay: Annotated[float, Meta(ge=0, le=1e3)] = 1e-4
+    clip: Annotated[float, Meta(gt=0, le=1e9)] = 1.0
+    average: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    checkpoint_every: Steps = 250
+    log_every: Steps = 25
 
     def __post_init__(self):
         if not 0 <= self.warmup < self.steps or self.batch < 1:

@@ -36,7 +36,7 @@ def fresh(seed: int, n: int, size: int = SIZE) -> Fresh:
 
 def size_of(pipe: StableDiffusion) -> int:
     """The width of the pictures that a model was trained on."""
-    return (pipe.unet.config.sample_size or SIZE) * pipe.vae.config.factor
+    return pipe.unet.config.sides[1] * pipe.vae.config.factor
 
 
 def through_autoencoder(pipe: StableDiffusion, images: np.ndarray) -> np.ndarray:

@@ -11,11 +11,10 @@ import dataclasses
 import json
 import os
 import sys
-import tomllib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ import numpy as np
 import tyro
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from msgspec import Meta
 from rich.console import Console
 from rich.progress import track
 
@@ -39,10 +39,11 @@ from sd_port.nano.fit import fit
 from sd_port.nano.vocabulary import train_tokenizer
 from sd_port.scheduler import Scheduler
 from sd_port.tokenizer import ClipTokenizer
-from sd_port.weights.configs import SCHEDULER_DEFAULTS, Json
+from sd_port.weights.configs import SCHEDULER_DEFAULTS
 from sd_port.weights.read import Components, digest, read
 from sd_port.weights.save import save
 from theory.compilations import keep_compilations
+from theory.reading import Json, entries, read_toml
 from theory.types import PRNGKey
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -67,12 +68,12 @@ SCHEDULER: Json = SCHEDULER_DEFAULTS | {  # Stable Diffusion's, ending at alpha 
 class Config:
     """Everything that decides what a training gives, beside the pictures. A TOML file has the same names."""
 
-    seed: int = 0
-    size: int = 64  # of the pictures, in pixels
-    scenes: int = 65536  # how many the UNet is trained on, where no folder of pictures is given
-    vocabulary: int = 1024  # tokens at most
-    length: int = 40  # tokens of a text at most, with begin and end
-    cpu_devices: int = 2  # a batch is split over them; see `split_cpu`
+    seed: Annotated[int, Meta(ge=-(2**60), le=2**60)] = 0
+    size: Annotated[int, Meta(ge=1, le=2**12)] = 64  # of the pictures, in pixels
+    scenes: Annotated[int, Meta(ge=1, le=2**24)] = 65536  # how many the UNet is trained on, where no folder is given
+    vocabulary: Annotated[int, Meta(ge=1, le=2**20)] = 1024  # tokens at most
+    length: Annotated[int, Meta(ge=3, le=2**10)] = 40  # tokens of a text at most, with begin and end
+    cpu_devices: Annotated[int, Meta(ge=1, le=2**10)] = 2  # a batch is split over them; see `split_cpu`
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
     contrast: Contrast = field(default_factory=Contrast)
     denoiser: Denoiser = field(default_factory=Denoiser)
@@ -99,11 +100,11 @@ class Train:
 
 
 def read_config(path: str | Path) -> Config:
-    """Raises ValueError, naming the file and the entry, for what no config has."""
+    """Raises FileNotFoundError, and ValueError with the file and the entry for what no config has."""
+    given = entries(read_toml(path), Config, str(path))
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return _from_dict(Config(), raw)
-    except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        return _over(Config(), given)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -291,23 +292,9 @@ def _halved(module: Model) -> Model:
     return nnx.merge(graph, jax.tree.map(lambda leaf: jax.device_get(leaf).astype(np.float16), weights))
 
 
-def _from_dict(default: Any, raw: dict[str, Any]) -> Any:
-    """The dataclass with the entries of a TOML table, its own defaults elsewhere."""
-    names = {f.name for f in dataclasses.fields(default)}
-    for name in raw.keys() - names:
-        raise ValueError(f"there is no entry {name!r}; there are {', '.join(sorted(names))}")
-    values = {}
-    for name, value in raw.items():
-        old = getattr(default, name)
-        if isinstance(value, dict):
-            value = _from_dict(old, value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif isinstance(old, float) and isinstance(value, int):
-            value = float(value)
-        if type(value) is not type(old):
-            raise ValueError(f"{name} = {raw[name]!r} should be like {old!r}")
-        values[name] = value
+def _over(default: Any, given: Json) -> Any:
+    """The dataclass with these entries, and dataclasses in it with theirs; its own elsewhere."""
+    values = {name: _over(getattr(default, name), v) if isinstance(v, dict) else v for name, v in given.items()}
     return dataclasses.replace(default, **values)
 
 

@@ -5,14 +5,17 @@ zip files (pickles.py). Tensors are read at their offset, not mapped: a mapped f
 is closed, so that a model would be there twice while it is loaded.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from msgspec import Meta, Struct
+
+from theory.reading import converted, from_json, read_json, shown
 
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over a numpy array so aligned instead of copying it
 
@@ -33,6 +36,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_HEADER = 2**25  # bytes; that of a whole model has 2**18, and decoded it may take twenty times as much memory
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -43,6 +47,23 @@ class LazyTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[], np.ndarray]
+
+
+Size = Annotated[int, Meta(ge=0, lt=2**62)]
+
+
+class _Entry(Struct):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: Annotated[list[Size], Meta(max_length=32)]
+    data_offsets: Annotated[list[Size], Meta(min_length=2, max_length=2)]
+
+
+class _Index(Struct):
+    """The index of a sharded checkpoint: by the name of a tensor its file."""
+
+    weight_map: Annotated[dict[str, str], Meta(min_length=1)]
 
 
 def open_weights(path: Path) -> Mapping[str, LazyTensor]:
@@ -95,58 +116,47 @@ def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) ->
     return array
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError, or ValueError with the file and the place in it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:  # also what is not UTF-8
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object is expected, not {type(value).__name__}")
-    return value
-
-
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        # 100 MB is the format's own limit. A pickle or a web page gives an absurd length here.
-        if size < 8 or length > 100_000_000:
+        if size < 8 or length > 100_000_000:  # the format's own limit; a pickle or a web page gives an absurd length
             raise ValueError(f"{path}: not a safetensors file (or a damaged one); download it again")
+        if length > _HEADER:
+            raise ValueError(f"{path}: its header has {length} bytes; no model needs more than {_HEADER}")
         raw = file.read(length)
     if len(raw) < length:
         raise ValueError(f"{path}: truncated inside its header; download it again")
-    try:
-        header = json.loads(raw)
-        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        tensors = {name: _entry(path, 8 + length, entry) for name, entry in entries}
-        end = 8 + length + max((entry["data_offsets"][1] for _, entry in entries), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{path}: not a safetensors file, its header is damaged ({error}); download it again"
-        ) from None
+    header = from_json(raw, dict[str, Any], f"{path}: its header is damaged (download it again)")
+    converted(header.pop("__metadata__", {}), dict[str, str], f"{path}: its __metadata__")
+    tensors, ends = {}, [(0, 0)]
+    for name, entry in header.items():
+        tensors[name], where = _entry(path, 8 + length, f"{path}: the tensor {shown(name)}", entry)
+        ends.append(where)
+    ends.sort()
+    if any(begin != end for (_, end), (begin, _) in pairwise(ends)):
+        raise ValueError(f"{path}: its tensors overlap, or leave holes; download it again")
+    end = 8 + length + ends[-1][1]
     if end != size:
         what = "truncated" if end > size else "longer than its header says"
         raise ValueError(f"{path}: {what}: {size} bytes where {end} are expected; download it again")
     return tensors
 
 
-def _entry(path: Path, base: int, entry: Mapping[str, Any]) -> LazyTensor:
-    if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"dtype {entry['dtype']!r} is not known")
-    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if any(n < 0 for n in shape) or begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"offsets {begin}, {end} do not hold {entry['dtype']} of shape {shape}")
-    return LazyTensor(shape, dtype, lambda: read_at(path, base + begin, shape, dtype))
+def _entry(path: Path, base: int, name: str, raw: Any) -> tuple[LazyTensor, tuple[int, int]]:
+    """A tensor, and where it begins and ends behind the header."""
+    entry: _Entry = converted(raw, _Entry, name)
+    if entry.dtype not in _DTYPES:
+        raise ValueError(f"{name}: dtype {shown(entry.dtype)} is not known, only {', '.join(_DTYPES)}")
+    dtype, shape = np.dtype(_DTYPES[entry.dtype]), tuple(entry.shape)
+    begin, end = entry.data_offsets
+    if end - begin != math.prod(shape) * dtype.itemsize or math.prod(filter(None, shape)) >= 2**59:
+        raise ValueError(f"{name}: offsets {begin}, {end} do not hold {entry.dtype} of shape {shape}")
+    return LazyTensor(shape, dtype, lambda: read_at(path, base + begin, shape, dtype)), (begin, end)
 
 
 def _open_sharded(path: Path) -> dict[str, LazyTensor]:
-    shard_of = read_json(path).get("weight_map")
-    if not (isinstance(shard_of, dict) and shard_of and all(isinstance(s, str) for s in shard_of.values())):
-        raise ValueError(f"{path}: no weight_map of tensors to files; it is not the index of a sharded checkpoint")
+    shard_of = read_index(path)
     shards = shard_paths(path, shard_of.values())
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ValueError(f"{path}: names files that are not beside it: {', '.join(missing)}; download them")
@@ -162,9 +172,14 @@ def _open_sharded(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def read_index(path: Path) -> dict[str, str]:
+    """By the name of a tensor, its file, from the index of a sharded checkpoint. Raises ValueError, with the index."""
+    return read_json(path, _Index).weight_map
+
+
 def shard_paths(index: Path, names: Iterable[str]) -> list[Path]:
     """The files of a sharded checkpoint, which lie beside its index. Raises ValueError for names that lead away."""
     names = sorted(set(names))
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"{index}: names a file outside of its folder: {outside[0]}")
+    if outside := [name for name in names if Path(name).name != name or "\0" in name]:
+        raise ValueError(f"{index}: names a file outside of its folder: {shown(outside[0])}")
     return [index.parent / name for name in names]

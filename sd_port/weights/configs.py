@@ -4,9 +4,7 @@ Read from unet/, vae/, text_encoder/ and scheduler/ of stable-diffusion-v1-5/{st
 stable-diffusion-inpainting} and sd2-community/{stable-diffusion-2-1-base, stable-diffusion-2-1}.
 """
 
-from typing import Any
-
-Json = dict[str, Any]
+from theory.reading import Json
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from sd_port.weights.checkpoint import LazyTensor
-from sd_port.weights.configs import BUILT_IN, Json
+from sd_port.weights.configs import BUILT_IN
+from theory.reading import Json
 
 Table = dict[str, str]
 Tensors = Mapping[str, LazyTensor]

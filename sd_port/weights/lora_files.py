@@ -18,15 +18,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import ml_dtypes  # noqa: F401  (teaches numpy the bfloat16 that safetensors then returns)
 import numpy as np
 from flax import nnx
+from msgspec import UNSET, Meta, Struct, UnsetType
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sd_port.models.layers import Conv, Linear, LoRA
+from theory.reading import Json, converted, from_json, read_bytes, shown
 
 Component = Literal["unet", "text_encoder"]
 Format = Literal["diffusers", "peft", "kohya"]
@@ -59,6 +61,19 @@ _REFUSED = {
     "text_encoder_2.": "for SDXL (it has a second text encoder)",
 }
 _LDM_NAMES = ("input_blocks", "middle_block", "output_blocks", "diffusion_model", "time_embed.", "time_embed_")
+
+
+_PLAIN = re.compile(r"\^?[\w.-]+")  # the name of a module
+Alpha = Annotated[float, Meta(ge=-1e9, le=1e9)]
+
+
+class _Peft(Struct):
+    """What is read of PEFT's configuration; ranks are those of the matrices."""
+
+    lora_alpha: Alpha | UnsetType = UNSET
+    alpha_pattern: dict[str, Alpha] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
 
 
 class LowRank(NamedTuple):
@@ -100,8 +115,8 @@ def read_lora(path: str | Path) -> LoRAFile:
         found = [key for key in tensors if sign in key]
         if found:
             raise ValueError(f"{path} is {kind}, not a plain LoRA for Stable Diffusion 1 or 2: it has {found[0]!r}")
-    config = _peft_config(path, metadata)
-    if any(value for key, value in config.items() if key.rpartition(".")[2] == "use_dora"):
+    configs = _peft_configs(path, metadata)
+    if any(config.use_dora for config in configs.values()):
         raise ValueError(f"{path} is {_REFUSED['dora_scale']}, not a plain LoRA: its configuration says use_dora")
 
     groups: dict[tuple[Component, str], dict[str, np.ndarray]] = {}
@@ -124,11 +139,7 @@ def read_lora(path: str | Path) -> LoRAFile:
             faults.append(f"{component} {name}: {fault}")
             continue
         rank = group["down"].shape[0]
-        try:
-            alpha = float(group["alpha"].reshape(())) if "alpha" in group else _alpha(config, component, name, rank)
-        except (TypeError, ValueError, re.error) as error:
-            faults.append(f"{component} {name}: the configuration's alpha cannot be read ({error})")
-            continue
+        alpha = float(group["alpha"].reshape(())) if "alpha" in group else _alpha(configs[component], name, rank)
         if np.isfinite(alpha):
             adapters[component, name] = LowRank(group["down"], group["up"], alpha)
         else:
@@ -224,20 +235,25 @@ def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ) from error
 
 
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's configuration: from the metadata, or from adapter_config.json, where PEFT itself puts it."""
+def _peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[Component, _Peft]:
+    """PEFT's configurations: from the metadata, or from adapter_config.json, where PEFT itself puts it.
+
+    Keys begin with the component in the metadata, where there may be two. Raises ValueError, with the file and place.
+    """
     beside = path.with_name("adapter_config.json")
-    source = f"the metadata of {path}" if METADATA in metadata else str(beside)
-    text = metadata.get(METADATA)
-    if text is None and path.stem == "adapter_model" and beside.is_file():
-        text = beside.read_text(encoding="utf-8")
-    try:
-        config = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"{source} is not JSON ({error}): alpha cannot be known") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{source} is not a JSON object: alpha cannot be known")
-    return config
+    name, text = f"the metadata of {path}", metadata.get(METADATA, "{}").encode()
+    if METADATA not in metadata and path.stem == "adapter_model" and beside.exists():
+        name, text = str(beside), read_bytes(beside)
+    config: Json = from_json(text, Json, name)
+    shared = {key: value for key, value in config.items() if "." not in key}
+    found: dict[Component, _Peft] = {}
+    for component in get_args(Component):
+        prefix = f"{component}."
+        own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+        found[component] = peft = converted(own or shared, _Peft, name)
+        if strange := [pattern for pattern in peft.alpha_pattern or {} if not _PLAIN.fullmatch(pattern)]:
+            raise ValueError(f"{name}: alpha_pattern has {shown(strange[0])}, which is not the name of a module")
+    return found
 
 
 def _parse(key: str) -> tuple[Component, str, str] | None:
@@ -279,21 +295,21 @@ def _fault(group: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def _alpha(config: Mapping[str, Any], component: Component, name: str, rank: int) -> float:
+def _alpha(config: _Peft, name: str, rank: int) -> float:
     """alpha by PEFT's configuration; the rank if there is none.
 
-    PEFT takes the first pattern that matches the end of the module's path, else lora_alpha (get_pattern_key).
+    PEFT takes the first pattern that matches the end of the module's path, or all of it after a "^", else lora_alpha
+    (get_pattern_key, where it is a regular expression, which no file may bring).
     """
-    prefix = f"{component}."
-    own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
-    own = own or {key: value for key, value in config.items() if "." not in key}
-    alpha = own.get("lora_alpha", rank)
-    for pattern, value in (own.get("alpha_pattern") or {}).items():
-        if any(re.match(rf"(.*\.)?({pattern})$", path) for path in (name, f"text_model.{name}")):
+    alpha = rank if isinstance(config.lora_alpha, UnsetType) else config.lora_alpha
+    paths = (name, f"text_model.{name}")
+    for pattern, value in (config.alpha_pattern or {}).items():
+        whole = pattern.removeprefix("^")
+        if whole in paths or (whole == pattern and any(path.endswith(f".{pattern}") for path in paths)):
             alpha = value
             break
     # Rank-stabilised LoRA (arXiv 2312.03732) scales by alpha / sqrt(rank).
-    return float(alpha) * (rank**0.5 if own.get("use_rslora") else 1.0)
+    return float(alpha) * (rank**0.5 if config.use_rslora else 1.0)
 
 
 def _models(unet: nnx.Module, text_encoder: nnx.Module | None) -> dict[Component, nnx.Module]:

@@ -15,12 +15,13 @@ from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
 from sd_port.weights import ldm
-from sd_port.weights.checkpoint import open_weights, read_json, shard_paths
-from sd_port.weights.configs import COMPONENTS, SCHEDULER_DEFAULTS, Json
+from sd_port.weights.checkpoint import open_weights, read_index, shard_paths
+from sd_port.weights.configs import COMPONENTS, SCHEDULER_DEFAULTS
 from sd_port.weights.fill import abstract, fill
 from sd_port.weights.folder import choose
 from sd_port.weights.hub import resolve
 from sd_port.weights.ldm import Tensors
+from theory.reading import Json, read_json
 
 MODELS = {"unet": UNet, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig}
@@ -125,21 +126,29 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def _from_folder(folder: Path, variant: str | None) -> _Source:
-    if not (folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").exists():
         raise ValueError(f"{folder}: not a diffusers folder: there is no model_index.json")
-    index = read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", Json)
     if more := [name for name in _UNSUPPORTED if _present(index.get(name))]:
         raise ValueError(f"{folder}: {index.get('_class_name')} is not supported: it has {', '.join(more)}")
     if missing := [name for name in (*COMPONENTS, "tokenizer", "scheduler") if not (folder / name).is_dir()]:
         raise ValueError(f"{folder}: incomplete: there is no {', '.join(missing)}")
     source = _Source(
-        configs={component: read_json(folder / component / "config.json") for component in COMPONENTS},
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        configs={component: _config(component, folder / component) for component in COMPONENTS},
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json", Json),
         tokenizer_folder=_tokenizer(folder),
     )
     for component in COMPONENTS:
         source = _with_model(source, component, folder / component, variant)
     return source
+
+
+def _config(component: str, folder: Path) -> Json:
+    """The config of a component. Raises ValueError, with the file, for what its network does not compute."""
+    path = folder / "config.json"
+    raw = read_json(path, Json)
+    CONFIGS[component].from_json(raw, str(path))
+    return raw
 
 
 def _present(entry: Any) -> bool:
@@ -172,7 +181,7 @@ def _files(weights: Path) -> tuple[Path, ...]:
     """The file itself, or the shards of an index."""
     if weights.suffix != ".json":
         return (weights,)
-    return tuple(shard_paths(weights, read_json(weights)["weight_map"].values()))
+    return tuple(shard_paths(weights, read_index(weights).values()))
 
 
 def _from_file(path: Path, beside: Path | None, variant: str | None, ema: bool, prediction: str | None) -> _Source:
@@ -199,8 +208,8 @@ def _alone(tensors: Tensors, prediction: str | None) -> _Source:
 
 def _beside(folder: Path, prediction: str | None) -> _Source:
     """What the folder that is given with a single file tells of it."""
-    configs = {component: read_json(folder / component / "config.json") for component in COMPONENTS}
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    configs = {component: _config(component, folder / component) for component in COMPONENTS}
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", Json)
     scheduler |= {"prediction_type": prediction} if prediction else {}
     return _Source(configs, scheduler, _tokenizer(folder))
 
@@ -209,7 +218,7 @@ def _with_vae(source: _Source, place: Path, variant: str | None) -> _Source:
     """The source with its VAE from elsewhere: a pipeline's folder, a VAE's folder, or a file of either layout."""
     if place.is_dir():
         folder = place / "vae" if (place / "vae").is_dir() else place
-        configs = {**source.configs, "vae": read_json(folder / "config.json")}
+        configs = {**source.configs, "vae": _config("vae", folder)}
         return _with_model(replace(source, configs=configs), "vae", folder, variant)
     tensors = open_weights(place)
     for prefix in ldm.VAES:

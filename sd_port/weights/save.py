@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
-from sd_port.weights.configs import Json
 from sd_port.weights.names import to_torch, torch_key
+from theory.reading import Json
 
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",

@@ -261,7 +261,7 @@ def faulty(folder: Path, fault: str) -> None:
         ("truncated", r"unet.*truncated"),
         ("no weights", r"model.unet: unet: no weights"),
         ("not JSON", r"vae.config\.json: not JSON"),
-        ("wrong config", r"VAE config: act_fn = 'relu' is not supported"),
+        ("wrong config", r"vae.config\.json: act_fn = 'relu' is not supported"),
         ("no config", r"vae.config\.json: no such file"),
         ("no scheduler", r"incomplete: there is no scheduler"),
         ("no tokenizer", r"tokenizer: no tokenizer: there is no vocab\.json nor tokenizer\.json"),
