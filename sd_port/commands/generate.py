@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from sd_port.commands.options import Dtype, at_least, check_seed, guidance_of, new_file
+from sd_port.checks import check_seed
+from sd_port.commands.options import Dtype, at_least, guidance_of, new_file
 from sd_port.images import write_png
 from sd_port.versions import versions
 from theory.progress import progress, working
@@ -48,7 +49,7 @@ class Generate:
     batch: int = 1
     """Images to make at once."""
     seed: int = 0
-    """Same seed, same pictures."""
+    """Same seed, same pictures; from 0 to 2^32 - 1."""
     solver: SolverName = "dpm++2m"
     """dpm++2m and ddim solve the ODE, dpm++2m-sde and ddpm the SDE."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None

@@ -62,6 +62,7 @@ class Replay:
         Warns where the device or a version is another.
         """
         earlier = self.earlier()
+        earlier.command.started_from()
         command, (row, rows) = earlier.command, earlier.place
         command.check_out()
         job = job_of(earlier)

@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import track
 
+from sd_port.checks import SEEDS, check_seed
 from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
@@ -50,6 +51,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 CONFIG, LONGER = (Path(__file__).parent / name for name in ("nano.toml", "longer.toml"))
 CHUNK = 64  # images encoded at once
 WHITENING = 4096  # images by which the latents are brought to unit variance
+KEYED = SEEDS // 4 - 1  # seeds: every one has four keys of its own, those of 4 seed + 1, ..., 4 seed + 4
 
 SCHEDULER: Json = SCHEDULER_DEFAULTS | {  # Stable Diffusion's, ending at alpha = 1 as this project's grids do
     "_class_name": "DDIMScheduler",
@@ -67,7 +69,7 @@ SCHEDULER: Json = SCHEDULER_DEFAULTS | {  # Stable Diffusion's, ending at alpha 
 class Config:
     """Everything that decides what a training gives, beside the pictures. A TOML file has the same names."""
 
-    seed: int = 0
+    seed: int = 0  # 0 ... 2^30 - 2
     size: int = 64  # of the pictures, in pixels
     scenes: int = 65536  # how many the UNet is trained on, where no folder of pictures is given
     vocabulary: int = 1024  # tokens at most
@@ -76,6 +78,10 @@ class Config:
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
     contrast: Contrast = field(default_factory=Contrast)
     denoiser: Denoiser = field(default_factory=Denoiser)
+
+    def __post_init__(self):
+        """Raises ValueError for a seed that shares keys with another."""
+        check_seed(self.seed, "seed", KEYED)
 
 
 @dataclass(frozen=True)
