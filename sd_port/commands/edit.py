@@ -45,7 +45,7 @@ class EditCommand(ABC):
     share: ClassVar[float] = 0.5  # of a cell of the latent that must be white in the mask to be edited
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
-    """The picture to edit: any format and size that Pillow reads."""
+    """The picture to edit, of any size: PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PPM."""
     out: Path = Path("edited.png")
     """The PNG to write; a JSON file of the same name goes beside it. Nothing is overwritten."""
     batch: Path | None = None

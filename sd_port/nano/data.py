@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax.random as jr
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from sd_port.images import read_picture
 from sd_port.nano import scenes
 from sd_port.nano.captions import captions
 from theory.types import PRNGKey
@@ -62,11 +63,10 @@ def from_folder(folder: str | Path, size: int) -> Pictures:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{listing}, line {number}: needs file_name and text ({error!r})") from None
         try:
-            with Image.open(folder / name) as file:
-                square = ImageOps.fit(ImageOps.exif_transpose(file).convert("RGB"), (size, size), Image.Resampling.BOX)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{listing}, line {number}: {folder / name} cannot be read ({error})") from None
-        images.append(np.asarray(square))
+            picture = read_picture(folder / name)
+        except ValueError as error:
+            raise ValueError(f"{listing}, line {number}: {error}") from None
+        images.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)))
         texts.append(said)
     if not images:
         raise ValueError(f"{listing} names no pictures")
