@@ -72,6 +72,12 @@ class StableDiffusion:
         param_dtype = dtype if param_dtype is None else param_dtype
         components = read(path_or_id, dtype=dtype, param_dtype=param_dtype, sharding=replicated, **options)
         tokenizer = ClipTokenizer.from_folder(components.tokenizer_folder)
+        tokens, embedded = tokenizer.backend.get_vocab_size(), components.text_encoder.config.vocab_size
+        if tokens > embedded:
+            raise ValueError(
+                f"{components.tokenizer_folder}: has {tokens} tokens, and the text encoder embeds {embedded}: "
+                "they are of two models"
+            )
         scheduler = Scheduler.from_json(components.scheduler)
         return cls(components.unet, components.vae, components.text_encoder, tokenizer, scheduler, components, mesh)
 
