@@ -11,6 +11,22 @@ Mask = Float[np.ndarray, "_ _"]
 Points = Int[np.ndarray, "_ 2"]
 
 LARGEST = 256 * 256  # cells of a latent: attention over more needs tens of gigabytes
+STRONGEST = 1000  # guidance, or scale of a LoRA: people use up to 30
+SEEDS = 2**32  # from 0: of a larger seed JAX's keys take the last 32 bits, and of two such seeds one is the other
+
+
+def check_seed(seed: int, name: str = "--seed", seeds: int = SEEDS) -> int:
+    """The seed. Raises ValueError, naming it, for one that shares its key with another: of 0 ... seeds - 1 none do."""
+    if not 0 <= seed < seeds:
+        raise ValueError(f"{name} {seed}: must lie in 0 ... {seeds - 1}, or it would be another seed's double")
+    return seed
+
+
+def check_scale(name: str, *values: float) -> None:
+    """Raises ValueError, naming the setting, for a guidance or a LoRA's scale that is not finite, or beyond all use."""
+    for value in values:
+        if not abs(value) <= STRONGEST:
+            raise ValueError(f"{name} = {value} cannot be: it must lie between -{STRONGEST} and {STRONGEST}")
 
 
 def check_picture(image: np.ndarray, name: str = "image") -> Picture:

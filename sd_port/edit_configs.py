@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sd_port.checks import check_scale
+
 if TYPE_CHECKING:  # methods load what computes when they are called
     import optax
 
@@ -64,11 +66,11 @@ class DragConfig:
             ("radius", 1 <= self.radius < 2**31),
             ("alpha", np.isfinite(self.alpha)),
             ("beta", 0 <= self.beta <= 1),
-            ("guidance", np.isfinite(self.guidance).all()),
-            ("lora_scale", np.isfinite(self.lora_scale).all()),
         ):
             if not good:
                 raise ValueError(f"{name} = {getattr(self, name)} cannot be: {_NEEDS[name]}")
+        check_scale("guidance", *self.guidance)
+        check_scale("lora_scale", *self.lora_scale)
         if self.method == "ode" and self.order == 2:
             raise ValueError("order = 2 cannot be inverted: ODE-Drag takes order 1")
         if self.method == "ode" and self.carry_noise:
@@ -120,8 +122,6 @@ _NEEDS = {
     "radius": "it must be at least 1, and 31 bits",
     "alpha": "it must be a number",
     "beta": "it must lie in [0, 1]",
-    "guidance": "it must be two numbers",
-    "lora_scale": "it must be two numbers",
 }
 
 Preset = Literal["paper", "fast", "draft", "nano"]
@@ -148,8 +148,7 @@ class InpaintConfig:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"steps = {self.steps} cannot be: it must lie in [1, {MOST_STEPS}]")
         for name in ("guidance", "lora_scale"):
-            if not np.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
+            check_scale(name, getattr(self, name))
 
 
 Kind = Literal["sdedit-ode", "sdedit", "ddib", "cycle"]
@@ -178,8 +177,7 @@ class TranslateConfig:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"steps = {self.steps} cannot be: it must lie in [1, {MOST_STEPS}]")
         for name in ("guidance", "source_guidance", "lora_scale"):
-            if not np.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} = {getattr(self, name)} cannot be: it must be a number")
+            check_scale(name, getattr(self, name))
         if self.kind == "ddib" and self.order == 2:
             raise ValueError("order = 2 cannot be inverted: DDIB takes order 1")
 

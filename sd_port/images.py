@@ -10,13 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import TiffImageFile
 
 from theory.files import write_whole
 from theory.reading import Json, from_json
 
+# A workflow or a colour profile of megabytes is no bomb: one of them may have what Pillow allows to all together.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+# The only ones that are opened: Pillow reads some others with outside programs, such as EPS.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 ORIENTATION, LYING = 0x0112, range(5, 9)  # the EXIF tag, and what it is where the picture lies on its side
+SIDES = (0x0100, 0x0101)  # the tags of a TIFF's width and height
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
 
 Picture = Float[np.ndarray, "_ _ 3"]
@@ -32,20 +39,25 @@ class EditResult(NamedTuple):
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(height, width, 3) float32 in [0, 1]; a camera's rotation is applied, transparency is put on white.
+    """`read_picture` as (height, width, 3) float32 in [0, 1]."""
+    return np.asarray(read_picture(path), np.float32) / 255
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """The picture in 8-bit RGB; a camera's rotation is applied, transparency is put on white.
 
     Warns where something is lost: transparency, and grey finer than 8 bits (of finer colours Pillow tells nothing).
     Raises ValueError, in one line that names the file, if it cannot be read.
     """
     with _opened(path) as file:
-        image = _known(path, ImageOps.exif_transpose(file))
-        if image.mode.startswith("I;16"):
-            warnings.warn(f"{path}: read with 8 of its 16 bits", stacklevel=2)
-            image = _8_bits(image)
-        flat = _flat(image, "white")
-        if flat is not image:
-            warnings.warn(f"{path}: what is transparent becomes white", stacklevel=2)
-        return np.asarray(flat.convert("RGB"), np.float32) / 255
+        image = _8_bits(ImageOps.exif_transpose(file))
+        flat = _flat(image, "white").convert("RGB")
+        transparent, deep = _is_transparent(image), file.mode.startswith("I;16")
+    if deep:
+        warnings.warn(f"{path}: read with 8 of its 16 bits", stacklevel=2)
+    if transparent:
+        warnings.warn(f"{path}: what is transparent becomes white", stacklevel=2)
+    return flat
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -54,47 +66,58 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises ValueError, naming the file, if it cannot be read.
     """
     with _opened(path) as file:
-        image = _known(path, ImageOps.exif_transpose(file))
-        if image.mode.startswith("I;16"):
-            image = _8_bits(image)
-        return (np.asarray(_flat(image, "black").convert("L")) > 127).astype(np.float32)
+        flat = _flat(_8_bits(ImageOps.exif_transpose(file)), "black").convert("L")
+    return (np.asarray(flat) > 127).astype(np.float32)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) as `read_image` returns it, from the file's header alone."""
     with _opened(path) as file:
-        width, height = file.size
+        # Of a TIFF that lies on its side Pillow turns the size at once, since 11, and the tags say what it was.
+        width, height = (file.tag_v2[tag] for tag in SIDES) if isinstance(file, TiffImageFile) else file.size
         return (width, height) if file.getexif().get(ORIENTATION) in LYING else (height, width)
 
 
-def _known(path: str | Path, image: Image.Image) -> Image.Image:
-    """The image. Raises ValueError for one of which nobody can say what is white."""
-    if image.mode in ("F", "I"):
-        raise ValueError(f"{path}: holds numbers of no known range; save it with 8 or 16 bits a channel")
-    return image
-
-
 def _8_bits(image: Image.Image) -> Image.Image:
-    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    """The image; of 16 bits the upper 8, and what was transparent of them. Raises ValueError for unknown ranges."""
+    if image.mode in ("F", "I"):  # nobody can say what is white
+        raise ValueError("it holds numbers of no known range; save it with 8 or 16 bits a channel")
+    if not image.mode.startswith("I;16"):
+        return image
+    numbers = np.asarray(image).astype(np.uint16)
+    upper, clear = Image.fromarray((numbers >> 8).astype(np.uint8)), image.info.get("transparency")
+    if clear is not None:
+        upper.putalpha(Image.fromarray(np.where(numbers == clear, 0, 255).astype(np.uint8)))
+    return upper
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether some of it is."""
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
 def _flat(image: Image.Image, ground: str) -> Image.Image:
     """The image on a ground of this colour; the image itself where nothing of it is transparent."""
-    if not image.has_transparency_data:
+    if not _is_transparent(image):
         return image
     layer = image.convert("RGBA")
-    if layer.getchannel("A").getextrema()[0] == 255:
-        return image
     return Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file, of one of the FORMATS. Raises ValueError that names it for whatever goes wrong while it is open."""
     try:
-        with Image.open(path) as file:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file" if not Path(path).exists() else "it is not a file")
+        Image.init()
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
             yield file
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)})") from None
+    except Exception as error:  # a damaged or hostile file raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
 
 
 def to_pil(image: ArrayLike) -> Image.Image:
@@ -111,8 +134,9 @@ def write_png(path: str | Path, image: ArrayLike, record: Mapping[str, Any]) -> 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """The record of a PNG that write_png made. Raises ValueError if it has none."""
+    with _opened(path) as file:
+        text = str(file.info.get(RECORD, ""))
     try:
-        with Image.open(path) as file:
-            return from_json(str(file.info[RECORD]).encode(), Json, "its record")
-    except (OSError, KeyError, ValueError) as error:
+        return from_json(text.encode(), Json, "its record")
+    except ValueError as error:
         raise ValueError(f"{path}: not an image with a record of how it was made ({error})") from None

@@ -12,7 +12,7 @@ import jax.random as jr
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.layers import Image, Tokens
@@ -72,6 +72,12 @@ class StableDiffusion:
         param_dtype = dtype if param_dtype is None else param_dtype
         components = read(path_or_id, dtype=dtype, param_dtype=param_dtype, sharding=replicated, **options)
         tokenizer = ClipTokenizer.from_folder(components.tokenizer_folder)
+        tokens, embedded = tokenizer.backend.get_vocab_size(), components.text_encoder.config.vocab_size
+        if tokens > embedded:
+            raise ValueError(
+                f"{components.tokenizer_folder}: has {tokens} tokens, and the text encoder embeds {embedded}: "
+                "they are of two models"
+            )
         scheduler = Scheduler.from_json(components.scheduler)
         return cls(components.unet, components.vae, components.text_encoder, tokenizer, scheduler, components, mesh)
 
@@ -119,8 +125,14 @@ class StableDiffusion:
         return _run(_encoded, self.vae, self.split(image))
 
     def decode(self, latent: Image) -> Image:
-        """Images of latents, clipped to [0, 1]."""
-        return _run(_decoded, self.vae, self.split(latent))
+        """Images of latents, clipped to [0, 1]. Raises FloatingPointError where they are not finite: all pass here."""
+        image, finite = _run(_decoded, self.vae, self.split(latent))
+        if not finite:
+            raise FloatingPointError(
+                "the picture came out in numbers that are not finite: lower the guidance, the scale of the LoRA, or "
+                "alpha, or take another dtype"
+            )
+        return image
 
     def noise_fn(
         self,
@@ -170,7 +182,7 @@ class StableDiffusion:
         number of images compile. progress is told of every few steps, while the next ones already run.
 
         Raises ValueError for a size that the VAE cannot have, a grid that the schedule does not have, and a model for
-        inpainting.
+        inpainting; FloatingPointError where the images are not finite.
         """
         prompts = [prompt] * batch if isinstance(prompt, str) else [text for text in prompt for _ in range(batch)]
         if not prompts:
@@ -181,7 +193,8 @@ class StableDiffusion:
                 f"generate: the UNet takes {channels} channels: a model for inpainting, not for text alone"
             )
         factor, sides = self.vae.config.factor, self.unet.config.sides
-        height, width = height or sides[0] * factor, width or sides[1] * factor
+        wanted = zip((height, width), sides, strict=True)
+        height, width = (side * factor if given is None else given for given, side in wanted)
         _check_size(height, width, factor)
         shape = (len(prompts), height // factor, width // factor, self.vae.config.latent_channels)
         x, solver_key = _start(key, shape)
@@ -213,7 +226,7 @@ class StableDiffusion:
 def _check_size(height: int, width: int, factor: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if value < factor or value % factor:
-            raise ValueError(f"{name} = {value} is not a multiple of {factor}, the size of a latent pixel")
+            raise ValueError(f"{name} = {value} is not {factor} or a multiple of it, the size of a latent pixel")
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -231,9 +244,11 @@ def _encoded(vae: AutoencoderKL, image: Image) -> tuple[Image, Image]:
     return posterior.mean * factor, posterior.std * factor
 
 
-def _decoded(vae: AutoencoderKL, latent: Image) -> Image:
+def _decoded(vae: AutoencoderKL, latent: Image) -> tuple[Image, Bool[Array, ""]]:
+    """The images, and whether they and their latents are finite: a norm may make a picture of numbers that are not."""
     image = vae.decode(latent / vae.config.scaling_factor)
-    return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1)
+    finite = jnp.isfinite(latent).all() & jnp.isfinite(image).all()
+    return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0, 1), finite
 
 
 def _run(function: Callable[..., Any], module: nnx.Module, batch: ArrayLike, lora_scale: ArrayLike = 1.0) -> Any:

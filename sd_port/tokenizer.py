@@ -5,10 +5,10 @@ files of a `tokenizer` folder, as transformers 5 builds its CLIPTokenizer, so tr
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
@@ -21,7 +21,12 @@ POSITIONS = 77  # of every CLIP text encoder that Stable Diffusion uses
 UNSET_LENGTH = int(1e30)  # what transformers writes where no length is known
 NAMED = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-FILES = ("vocab.json", "merges.txt", "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
+FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "tokenizer_config.json"),
+)
+
+Added = dict[int, AddedToken]  # tokens that are matched before any are merged, by their numbers
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class ClipTokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "ClipTokenizer":
-        """Reads vocab.json and merges.txt, or else tokenizer.json, and the two files on special tokens if they exist.
+        """Reads tokenizer.json, or else vocab.json and merges.txt, and the files on added and special tokens if any.
 
+        transformers reads them in this order too: beside a tokenizer.json that has learned tokens, vocab.json is old.
         Raises ValueError, in one line with the file and what to do, where the folder does not hold CLIP's tokenizer.
         """
         folder = Path(path)
@@ -47,13 +53,11 @@ class ClipTokenizer:
         if not (files.keys() >= {"vocab.json", "merges.txt"} or "tokenizer.json" in files):
             missing = "merges.txt" if "vocab.json" in files else "vocab.json"
             raise ValueError(f"{folder / missing} is missing: give the tokenizer folder of a Stable Diffusion model")
-        if (folder / "added_tokens.json").is_file():
-            raise ValueError(f"{folder / 'added_tokens.json'}: added tokens are not supported; use the model without")
-
-        vocab, merges, added = _vocabulary(folder, files)
-        special, config = _special_tokens(folder, files, added)
-        for token in (*added, *special.values()):
-            if token.content not in vocab:  # the text encoder has no embedding for it
+        vocab, merges = _vocabulary(folder, files)
+        config, added = _json(folder, files, "tokenizer_config.json"), _added(folder, files)
+        special = _special_tokens(folder, files, config, list(added.values()))
+        for token in special.values():
+            if token.content not in vocab.keys() | {one.content for one in added.values()}:
                 raise ValueError(f"{folder}: the vocabulary lacks the token {token.content!r}; get the folder anew")
         length = config.get("model_max_length", POSITIONS)
         if not (isinstance(length, (int, float)) and length > 2):
@@ -62,10 +66,16 @@ class ClipTokenizer:
             )
         length = POSITIONS if length >= UNSET_LENGTH else int(length)
         try:
-            backend = _backend(vocab, merges, added, special)
+            backend = _backend(vocab, merges, list(added.values()), special)
         except Exception as error:  # tokenizers raises bare Exceptions
             raise ValueError(f"{folder}: vocabulary and merges do not fit ({error}); get both files anew") from error
-        return cls(backend, length, vocab[special["pad_token"].content], files)
+        for number, token in added.items():  # a new one gets the next number, whatever its own is
+            if backend.token_to_id(token.content) != number:
+                raise ValueError(
+                    f"{folder}: the vocabulary lacks the token {token.content!r}, and {number} is not the next number; "
+                    "get the folder anew"
+                )
+        return cls(backend, length, cast(int, backend.token_to_id(special["pad_token"].content)), files)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """int32 (n, model_max_length). Warns of text beyond the last position, naming it, and cuts it off."""
@@ -94,44 +104,48 @@ def _json(folder: Path, files: dict[str, bytes], name: str) -> Json:
     return from_json(files.get(name, b"{}"), Json, str(folder / name))
 
 
-def _vocabulary(
-    folder: Path, files: dict[str, bytes]
-) -> tuple[dict[str, int], list[tuple[str, str]], list[AddedToken]]:
-    """The vocabulary, the merges in order, and the tokens that are matched before any are merged."""
-    if files.keys() >= {"vocab.json", "merges.txt"}:
+def _vocabulary(folder: Path, files: dict[str, bytes]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary, and the merges in order."""
+    if "tokenizer.json" not in files:
         _json(folder, files, "vocab.json")
         try:
-            vocab, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-            return vocab, merges, []
+            return BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         except Exception as error:  # tokenizers raises bare Exceptions
             raise ValueError(f"{folder / 'merges.txt'} cannot be read ({error}): get the file anew") from error
-    content = _json(folder, files, "tokenizer.json")
-    model = content.get("model", {})
+    model = _json(folder, files, "tokenizer.json").get("model", {})
     if not (model.get("end_of_word_suffix") == "</w>" and model.keys() >= {"vocab", "merges"}):
         raise ValueError(f"{folder / 'tokenizer.json'} is not CLIP's: give the tokenizer of a Stable Diffusion model")
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    merges = [(left, right) for left, right in pairs]
-    return model["vocab"], merges, list(_decoder(content.get("added_tokens", [])))
+    return model["vocab"], [(left, right) for left, right in pairs]
 
 
-def _decoder(entries: Sequence[dict[str, Any]]) -> Iterator[AddedToken]:
-    for entry in entries:
-        yield AddedToken(**{name: value for name, value in entry.items() if name not in ("id", "__type")})
+def _added(folder: Path, files: dict[str, bytes]) -> Added:
+    """By number: those of added_tokens.json, tokenizer_config.json and tokenizer.json, which has the last word."""
+
+    def token(entry: dict[str, Any]) -> AddedToken:
+        return AddedToken(**{name: value for name, value in entry.items() if name not in ("id", "__type")})
+
+    texts = _json(folder, files, "added_tokens.json")
+    decoder = _json(folder, files, "tokenizer_config.json").get("added_tokens_decoder", {})
+    entries = _json(folder, files, "tokenizer.json").get("added_tokens", [])
+    try:
+        found = {int(number): AddedToken(text) for text, number in texts.items()}
+        found |= {int(number): token(entry) for number, entry in decoder.items()}
+        found |= {int(entry["id"]): token(entry) for entry in entries}
+        return dict(sorted(found.items()))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder}: its added tokens cannot be read ({error}); get the folder anew") from None
 
 
 def _special_tokens(
-    folder: Path, files: dict[str, bytes], added: list[AddedToken]
-) -> tuple[dict[str, AddedToken], dict[str, Any]]:
-    """The four named tokens and tokenizer_config.json; extends `added` by the tokens that the configuration lists.
+    folder: Path, files: dict[str, bytes], config: dict[str, Any], added: list[AddedToken]
+) -> dict[str, AddedToken]:
+    """The four named tokens.
 
     special_tokens_map.json has the last word, except beside an added_tokens_decoder (transformers does the same).
     """
-    config = _json(folder, files, "tokenizer_config.json")
     named = {name: config.get(name) or default for name, default in NAMED.items()}
-    if "added_tokens_decoder" in config:
-        entries = config["added_tokens_decoder"]
-        added += _decoder([entries[index] for index in sorted(entries, key=int)])
-    else:
+    if "added_tokens_decoder" not in config:
         named |= {k: v for k, v in _json(folder, files, "special_tokens_map.json").items() if k in named}
     listed = {token.content: token for token in added}
 
@@ -141,7 +155,7 @@ def _special_tokens(
         fields = {name: field for name, field in value.items() if name not in ("special", "__type")}
         return listed.get(value["content"]) or AddedToken(**fields, special=True)
 
-    return {name: token(value) for name, value in named.items()}, config
+    return {name: token(value) for name, value in named.items()}
 
 
 def _backend(

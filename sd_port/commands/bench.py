@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from sd_port.checks import check_seed
 from sd_port.commands.drag_options import DragOptions
-from sd_port.commands.options import Dtype, at_least, check_seed
+from sd_port.commands.options import Dtype, at_least
 from sd_port.edit_configs import Dragging
 
 
@@ -33,7 +34,7 @@ class BenchCommand(DragOptions):
     model: str = "nano"
     """nano (bundled), a diffusers folder, a single .safetensors file, or an id on the Hub (see sd-edit models)."""
     seed: int = 0
-    """Same seed, same pictures, whatever other items there are."""
+    """Same seed, same pictures, whatever other items there are; from 0 to 2^32 - 1."""
     dtype: Dtype = "float32"
     """Of the weights and activations of the model that edits."""
     composite: bool = False

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sd_port.commands.options import check_seed
+from sd_port.checks import check_seed
 from sd_port.images import write_png
 from sd_port.versions import versions
 from theory.progress import working
@@ -19,7 +19,7 @@ class Demo:
     out: Path = Path("demo.png")
     """The PNG to write: before, both drags, and the scene drawn anew. One that is there already is replaced."""
     seed: int = 0
-    """Another seed, another scene."""
+    """Another seed, another scene; from 0 to 2^32 - 1."""
 
     def run(self) -> None:
         """Raises ValueError for what cannot be done, before anything is drawn."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 import numpy as np
 import tyro
 
-from sd_port.checks import check_mask, check_size, latent_mask
+from sd_port.checks import check_mask, check_seed, check_size, latent_mask
 from sd_port.commands.edit_file import EditFile, read_edit_file
 from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, json_or_none, ready
-from sd_port.commands.options import Dtype, at_least, check_seed, new_file
+from sd_port.commands.options import Dtype, at_least, new_file
 from sd_port.dragbench import Request, read_set
 from sd_port.edit_configs import InpaintConfig, TranslateConfig
 from sd_port.images import EditResult, image_size, read_mask, read_record, write_png
@@ -45,7 +45,7 @@ class EditCommand(ABC):
     share: ClassVar[float] = 0.5  # of a cell of the latent that must be white in the mask to be edited
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
-    """The picture to edit: any format and size that Pillow reads."""
+    """The picture to edit, of any size: PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PPM."""
     out: Path = Path("edited.png")
     """The PNG to write; a JSON file of the same name goes beside it. Nothing is overwritten."""
     batch: Path | None = None
@@ -65,7 +65,7 @@ class EditCommand(ABC):
     mask: Path | None = None
     """A picture of the same size, white where things may change; without one everything may."""
     seed: int | None = None
-    """Same seed, same picture; 0 unless --edit brings one."""
+    """Same seed, same picture; from 0, which it is unless --edit brings one, to 2^32 - 1."""
     dtype: Dtype = "float32"
     """Of weights and activations: bfloat16 on a GPU or a TPU, float32 on a CPU."""
 
@@ -76,7 +76,7 @@ class EditCommand(ABC):
     def check(self) -> None:
         """Raises ValueError for options that cannot be, before anything is read."""
         at_least(self, batch_size=1)
-        check_seed(self.started_from())
+        self.started_from()
         if (self.image is None) == (self.batch is None):
             raise ValueError("give one picture to edit, or --batch with a folder of them")
         if self.edit is not None:
@@ -203,9 +203,11 @@ class EditCommand(ABC):
         return kind(**{**defaults, **self.brought().settings(kind), **given})
 
     def started_from(self) -> int:
-        """The seed."""
-        seeds = (self.seed, self.brought().seed, 0)
-        return next(seed for seed in seeds if seed is not None)
+        """The seed. Raises ValueError, saying where it was given, for one that no key is made of."""
+        if self.seed is not None:
+            return check_seed(self.seed)
+        brought = self.brought()
+        return 0 if brought.seed is None else check_seed(brought.seed, f"{brought.path}: seed")
 
     def _folder(self, folder: Path) -> list[Job]:
         if not folder.is_dir():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from sd_port.commands.options import Dtype, at_least, check_seed, guidance_of, new_file
+from sd_port.checks import check_scale, check_seed
+from sd_port.commands.options import Dtype, at_least, guidance_of, new_file
 from sd_port.images import write_png
 from sd_port.versions import versions
 from theory.progress import progress, working
@@ -48,7 +49,7 @@ class Generate:
     batch: int = 1
     """Images to make at once."""
     seed: int = 0
-    """Same seed, same pictures."""
+    """Same seed, same pictures; from 0 to 2^32 - 1."""
     solver: SolverName = "dpm++2m"
     """dpm++2m and ddim solve the ODE, dpm++2m-sde and ddpm the SDE."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None
@@ -72,8 +73,12 @@ class Generate:
 
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
-        at_least(self, steps=1, batch=1)
+        sides = {name: 1 for name in ("height", "width") if getattr(self, name) is not None}
+        at_least(self, steps=1, batch=1, **sides)
         check_seed(self.seed)
+        guidance_scale = guidance_of(self.model, self.guidance_scale)
+        check_scale("--guidance-scale", guidance_scale)
+        check_scale("--lora-scale", self.lora_scale)
         numbers = [""] if self.batch == 1 else [f"-{i:03}" for i in range(self.batch)]
         paths = [new_file("--out", self.out.with_stem(self.out.stem + number)) for number in numbers]
         import jax
@@ -81,7 +86,6 @@ class Generate:
 
         pipe = _load(self)
         solver = _solver(self.solver, pipe.schedule)
-        guidance_scale = guidance_of(self.model, self.guidance_scale)
         started = time.perf_counter()
         with progress() as bar:
             task = bar.add_task("Compiling, once, then sampling", total=self.steps)

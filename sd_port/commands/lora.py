@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from sd_port.commands.options import Dtype, check_seed, new_file
+from sd_port.checks import check_seed
+from sd_port.commands.options import Dtype, new_file
 from sd_port.edit_configs import LoRAConfig
 from sd_port.images import image_size, read_image
 from theory.progress import progress, working
@@ -33,7 +34,7 @@ class LoraCommand:
     batch: int = 1
     """Draws of noise and time in a step."""
     seed: int = 0
-    """Same seed, same adapters."""
+    """Same seed, same adapters; from 0 to 2^32 - 1."""
     dtype: Dtype = "float32"
     """Of weights and activations; adapters are float32."""
 

@@ -16,12 +16,6 @@ def at_least(args: Any, **least: int) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {value}")
 
 
-def check_seed(seed: int) -> None:
-    """Raises ValueError for one that a key cannot be made of."""
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"--seed {seed}: must be a number of at most 63 bits")
-
-
 def new_file(option: str, path: Path, suffixes: Sequence[str] = (".png",)) -> Path:
     """The path, if a file may be written there. Raises ValueError, naming the option."""
     if path.suffix.lower() not in suffixes:

@@ -8,10 +8,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import UInt8
 from msgspec import Meta, Struct
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from sd_port.images import read_picture
 from sd_port.nano import scenes
 from sd_port.nano.captions import captions
 from theory.reading import from_json, read_bytes
@@ -65,11 +66,10 @@ def from_folder(folder: str | Path, size: int) -> Pictures:
         entry: _Line = from_json(line, _Line, f"{listing}, line {number}")
         name, said = entry.file_name, [entry.text] if isinstance(entry.text, str) else entry.text
         try:
-            with Image.open(folder / name) as file:
-                square = ImageOps.fit(ImageOps.exif_transpose(file).convert("RGB"), (size, size), Image.Resampling.BOX)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{listing}, line {number}: {folder / name} cannot be read ({error})") from None
-        images.append(np.asarray(square))
+            picture = read_picture(folder / name)
+        except ValueError as error:
+            raise ValueError(f"{listing}, line {number}: {error}") from None
+        images.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)))
         texts.append(said)
     if not images:
         raise ValueError(f"{listing} names no pictures")

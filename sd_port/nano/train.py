@@ -27,6 +27,7 @@ from msgspec import Meta
 from rich.console import Console
 from rich.progress import track
 
+from sd_port.checks import SEEDS, check_seed
 from sd_port.models.clip_text import CLIPTextModel
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
@@ -51,6 +52,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 CONFIG, LONGER = (Path(__file__).parent / name for name in ("nano.toml", "longer.toml"))
 CHUNK = 64  # images encoded at once
 WHITENING = 4096  # images by which the latents are brought to unit variance
+KEYED = SEEDS // 4 - 1  # seeds: every one has four keys of its own, those of 4 seed + 1, ..., 4 seed + 4
 
 SCHEDULER: Json = SCHEDULER_DEFAULTS | {  # Stable Diffusion's, ending at alpha = 1 as this project's grids do
     "_class_name": "DDIMScheduler",
@@ -68,7 +70,7 @@ SCHEDULER: Json = SCHEDULER_DEFAULTS | {  # Stable Diffusion's, ending at alpha 
 class Config:
     """Everything that decides what a training gives, beside the pictures. A TOML file has the same names."""
 
-    seed: Annotated[int, Meta(ge=-(2**60), le=2**60)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**30 - 2)] = 0
     size: Annotated[int, Meta(ge=1, le=2**12)] = 64  # of the pictures, in pixels
     scenes: Annotated[int, Meta(ge=1, le=2**24)] = 65536  # how many the UNet is trained on, where no folder is given
     vocabulary: Annotated[int, Meta(ge=1, le=2**20)] = 1024  # tokens at most
@@ -77,6 +79,10 @@ class Config:
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
     contrast: Contrast = field(default_factory=Contrast)
     denoiser: Denoiser = field(default_factory=Denoiser)
+
+    def __post_init__(self):
+        """Raises ValueError for a seed that shares keys with another."""
+        check_seed(self.seed, "seed", KEYED)
 
 
 @dataclass(frozen=True)

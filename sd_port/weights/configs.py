@@ -22,17 +22,14 @@ _SCHEDULER: Json = {
     "clip_sample": False,
 }
 
-# What diffusers gives to a key that scheduler_config.json does not have (0.42, PNDM and DDIM), the schedule apart.
+# What all of diffusers' schedulers give to a key that scheduler_config.json does not have (0.42). Of the others every
+# class has its own: `sd_port.scheduler`.
 SCHEDULER_DEFAULTS: Json = {
     "_class_name": "PNDMScheduler",
     "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
     "trained_betas": None,
     "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
 }
 
 _UNET: Json = {

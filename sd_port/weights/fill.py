@@ -55,7 +55,7 @@ def fill(
     "unet". Keys may be spelled as in `names.spellings`.
 
     Raises ValueError, listing every fault in one line, where a parameter has no tensor or two, a tensor has no
-    parameter, a shape differs, a tensor is not of floating numbers or overflows `param_dtype`.
+    parameter, a shape differs, a tensor is not of floating numbers, overflows `param_dtype` or is not finite.
     """
     graph, state = nnx.split(abstract_module, nnx.Param)
     slots = _match([(path, leaf.shape) for path, leaf in nnx.to_flat_state(state)], tensors, name)
@@ -66,6 +66,8 @@ def fill(
             array = from_torch(slot.path, slot.shape, slot.tensor.load(), dtype)
         except FloatingPointError:
             raise ValueError(f"{name}: {slot.key} has numbers too large for {dtype}; use another param_dtype") from None
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: {slot.key} has numbers that are not finite: the file is damaged; get it anew")
         return jax.device_put(array, sharding)
 
     # The largest first: what a large one needs on its way is gone before the module is in memory.

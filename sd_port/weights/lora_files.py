@@ -290,6 +290,8 @@ def _fault(group: Mapping[str, np.ndarray]) -> str | None:
         return f"down {down.shape} and up {up.shape} are not matrices or convolutions"
     if down.shape[0] != up.shape[1]:
         return f"down {down.shape} and up {up.shape} differ in rank"
+    if unfinished := [part for part in ("down", "up") if not np.isfinite(group[part]).all()]:
+        return f"{' and '.join(unfinished)} has numbers that are not finite"
     if group.get("alpha", np.zeros(())).size != 1:
         return f"alpha has the shape {group['alpha'].shape}"
     return None

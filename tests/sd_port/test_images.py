@@ -85,14 +85,14 @@ def test_what_is_not_a_picture_is_named(content):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save("whole.png")
         whole = Path("whole.png").read_bytes()
         Path("a.tif").write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"a picture"}[content])
-    with pytest.raises(ValueError, match=r"a\.tif: (cannot be read as an image|holds numbers of no known range)"):
+    with pytest.raises(ValueError, match=r"a\.tif: cannot be read as an image \(\w"):
         read_image("a.tif")
 
 
 def test_masks_of_no_known_range_are_refused():
     for name, values in (("real", np.ones((2, 2), np.float32)), ("whole", np.full((2, 2), 70000, np.int32))):
         Image.fromarray(values).save(f"{name}.tif")
-        with pytest.raises(ValueError, match=rf"{name}\.tif: holds numbers of no known range"):
+        with pytest.raises(ValueError, match=rf"{name}\.tif: .*it holds numbers of no known range"):
             read_mask(f"{name}.tif")
 
 

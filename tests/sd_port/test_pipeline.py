@@ -14,7 +14,6 @@ from sd_port.models.config import UNetConfig
 from sd_port.models.layers import LoRA
 from sd_port.models.unet import UNet
 from sd_port.pipeline import PART, StableDiffusion
-from sd_port.scheduler import Scheduler
 from sd_port.weights.fill import abstract
 from tests.sd_port.pipelines import SCHEDULER, folder, ours, theirs
 from tests.sd_port.torch_models import UNETS, distance, to_nchw, to_nhwc
@@ -232,33 +231,6 @@ def test_bad_requests_are_named():
         pipe.generate([], key=jr.key(0))
     with pytest.raises(ValueError, match="width = 31"):
         pipe.encode(jnp.zeros((1, 32, 31, 3), jnp.float32))
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"prediction_type": "sample"}, "prediction_type"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
-        ({"timestep_spacing": "karras"}, "timestep_spacing"),
-    ],
-)
-def test_unsupported_schedulers_are_named(change, named):
-    raw = ours().components.scheduler
-    with pytest.raises(ValueError, match=named):
-        Scheduler.from_json({**raw, **change})
-
-
-def test_schedules_are_those_of_diffusers():
-    """alphas_cumprod of the three kinds of schedule that configs have."""
-    betas = np.linspace(1e-4, 0.02, 50).tolist()
-    raw = dict(ours().components.scheduler)
-    for change in ({}, {"beta_schedule": "linear"}, {"trained_betas": betas, "num_train_timesteps": 50}):
-        config = {**raw, **change}
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-        expected = diffusers.DDIMScheduler(**{key: config[key] for key in keys}).alphas_cumprod.numpy()
-        got = np.asarray(Scheduler.from_json(config).schedule.alphas_cumprod)
-        np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_parts_equal_the_whole():

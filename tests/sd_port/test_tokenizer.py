@@ -8,6 +8,7 @@ import email
 import json
 import random
 import re
+import shutil
 import string
 import sys
 import unicodedata
@@ -17,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from sd_port.pipeline import StableDiffusion
 from sd_port.tokenizer import BOS, EOS, ClipTokenizer
+from tests.sd_port import tiny
 
 SPECIAL_1 = {  # Stable Diffusion 1
     name: {"content": text, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
@@ -250,7 +253,10 @@ def write(name, content):
         (write("merges.txt", "#version: 0.2\n日 本\n"), "vocabulary and merges do not fit"),
         (write("tokenizer_config.json", "nonsense"), r"tokenizer_config\.json: not JSON"),
         (write("tokenizer_config.json", '{"model_max_length": "77"}'), "model_max_length is '77'"),
-        (write("added_tokens.json", "{}"), r"added_tokens\.json"),
+        (write("added_tokens.json", "["), r"added_tokens\.json is not JSON"),
+        (write("added_tokens.json", '{"<new>": 9}'), "lacks the token '<new>', and 9 is not the next number"),
+        (write("added_tokens.json", '{"<new>": "one"}'), "added tokens cannot be read"),
+        (write("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}'), "added tokens cannot be read"),
         (
             write("tokenizer_config.json", '{"added_tokens_decoder": {"9": {"content": "<new>"}}}'),
             "lacks the token '<new>'",
@@ -270,3 +276,57 @@ def test_bad_tokenizer_json(tmp_path, content, message):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         ClipTokenizer.from_folder(tmp_path)
+
+
+LEARNED = ["<cat-toy>", "<Big Dog>", "sks", "naïve"]
+
+
+def with_learned(folder: Path, alone: bool, target: Path) -> Path:
+    """As transformers saves a tokenizer that has learned tokens, alone or over the folder that it was read from."""
+    if not alone:
+        shutil.copytree(folder, target)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder))
+    tokenizer.add_tokens([LEARNED[0], AddedToken(LEARNED[1], normalized=False), *LEARNED[2:]])
+    tokenizer.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("version", ["folder", "folder_2"])
+def test_learned_tokens(version, alone, request, tmp_path):
+    """Textual inversion: every token has its number, also where an old vocab.json lies beside the new file."""
+    path = with_learned(request.getfixturevalue(version), alone, tmp_path / "tokenizer")
+    assert (path / "vocab.json").is_file() != alone
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices([*LEARNED, "<CAT-TOY>", "<big dog>", "sksy", *PIECES], k=9)) for _ in range(300)]
+    tokens = quiet(ClipTokenizer.from_folder(path), [*LEARNED, *texts])
+    assert (tokens == reference(path, [*LEARNED, *texts])).all()
+    first = len(json.loads((request.getfixturevalue(version) / "vocab.json").read_text()))
+    assert tokens[: len(LEARNED), 1].tolist() == list(range(first, first + len(LEARNED)))
+
+
+@pytest.mark.parametrize("how", ["added_tokens.json", "added_tokens_decoder"])
+def test_learned_tokens_as_they_were_saved_before(vocabulary, tmp_path, how):
+    """transformers 4 wrote them beside vocab.json: by their texts, or in the configuration."""
+    number = len(vocabulary[0])
+    plain = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": False}
+    listed = {str(number): {"content": "<cat-toy>", **plain}}
+    config = CONFIG | ({"added_tokens_decoder": listed} if how == "added_tokens_decoder" else {})
+    path = write_folder(tmp_path / "tokenizer", vocabulary, config=config)
+    if how == "added_tokens.json":
+        (path / how).write_text(json.dumps({"<cat-toy>": number}))
+    texts = ["a <cat-toy> boat", "<Cat-Toy>", "a cat"]
+    tokens = ClipTokenizer.from_folder(path)(texts)
+    assert (tokens == reference(path, texts)).all() and number in tokens[0] and number not in tokens[2]
+    ClipTokenizer.from_folder(path).save(tmp_path / "again")
+    assert (ClipTokenizer.from_folder(tmp_path / "again")(texts) == tokens).all()
+
+
+def test_tokens_that_the_text_encoder_does_not_know(tmp_path, monkeypatch):
+    """A tokenizer with a learned token beside a text encoder without it."""
+    tiny.shapes_once(monkeypatch)
+    shutil.copytree(tiny.folder(), tmp_path / "model")
+    assert StableDiffusion.load(tmp_path / "model").tokenizer.backend.get_vocab_size() == 689
+    (tmp_path / "model" / "tokenizer" / "added_tokens.json").write_text('{"<new>": 689}')
+    with pytest.raises(ValueError, match=r"tokenizer: has 690 tokens, and the text encoder embeds 689"):
+        StableDiffusion.load(tmp_path / "model")

@@ -184,13 +184,6 @@ def test_order_2_gives_the_picture_back_too(pipe, pictures, found):
     assert distance(found["cycle"][0], second.latents) > 0.01 and distance(second.latents, x0[0]) > 0.05
 
 
-def test_what_is_not_finite_is_no_picture(pipe, pictures):
-    """Guidance without bounds: an error that says what to do, not a picture."""
-    config = replace(QUICK, guidance=1e30)
-    with pytest.raises(FloatingPointError, match="numbers that are not finite: lower the guidance"):
-        translate(pipe, pictures, [BEFORE] * 2, [AFTER] * 2, config, key=KEY, masks=MASKS)
-
-
 def test_prompts_that_do_not_fit_are_counted(pipe, pictures):
     with pytest.raises(ValueError, match="2 pictures need as many prompts, got 1 and 2"):
         translate(pipe, pictures, [BEFORE], [AFTER] * 2, QUICK, key=jr.key(0))

@@ -185,7 +185,7 @@ def test_pictures_of_a_folder(pictures):
         ("not json", "line 1: not JSON"),
         ('{"text": "a"}', "line 1: needs file_name"),
         ('{"file_name": "0.png", "text": []}', "line 1"),
-        ('{"file_name": "none.png", "text": "a"}', "line 1: .*none.png cannot be read"),
+        ('{"file_name": "none.png", "text": "a"}', "line 1: .*none.png: cannot be read"),
         ('{"file_name": "metadata.jsonl", "text": "a"}', "line 1: .*cannot be read"),
         ("", "names no pictures"),
     ],
