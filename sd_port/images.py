@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from theory.files import write_whole
+from theory.files import Write, write_whole
 
 ORIENTATION, LYING = 0x0112, range(5, 9)  # the EXIF tag, and what it is where the picture lies on its side
 RECORD = "blessing"  # the text chunk of a PNG that says how it was made
@@ -93,7 +93,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(path) as file:
             yield file
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+        raise ValueError(f"{path}: cannot be read as an image ({getattr(error, 'strerror', None) or error})") from None
 
 
 def to_pil(image: ArrayLike) -> Image.Image:
@@ -102,10 +102,15 @@ def to_pil(image: ArrayLike) -> Image.Image:
 
 
 def write_png(path: str | Path, image: ArrayLike, record: Mapping[str, Any]) -> None:
-    """Writes the image with what is needed to make it again, as JSON. The file appears whole or not at all."""
+    """Writes the image as `as_png` does. The file appears whole or not at all."""
+    write_whole(path, as_png(image, record))
+
+
+def as_png(image: ArrayLike, record: Mapping[str, Any]) -> Write:
+    """What writes the image to a binary file, with what is needed to make it again, as JSON."""
     info = PngInfo()
     info.add_itxt(RECORD, json.dumps(record, ensure_ascii=False))
-    write_whole(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=info))
+    return lambda file: to_pil(image).save(file, format="PNG", pnginfo=info)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -68,4 +68,4 @@ class BenchCommand(DragOptions):
         check_seed(self.seed)
         at_least(self, lora_steps=0, **({} if self.limit is None else {"limit": 1}))
         lora = self.lora_config() if self.lora_steps else None
-        return Dragging(self.config_on(self.model), lora, self.seed, self.dtype)
+        return Dragging(self.settings_on(self.model), lora, self.seed, self.dtype)

@@ -9,12 +9,12 @@ import numpy as np
 from sd_port.checks import Points, check_points
 from sd_port.commands.drag_options import DragOptions
 from sd_port.commands.edit import EditCommand
-from sd_port.commands.jobs import Job, all_or_none
+from sd_port.commands.jobs import Job
 from sd_port.commands.options import at_least, new_file
 from sd_port.dragbench import Request
 from sd_port.edit_configs import DragConfig
 from sd_port.images import EditResult, image_size, read_image, to_pil
-from theory.files import write_whole
+from theory.files import Write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +35,14 @@ class DragCommand(EditCommand, DragOptions):
     forward_batch: int = 4
     """Latents of the way up to ask the network for at once, all pictures together: more fill a GPU, and need memory."""
 
-    def config(self, model: str) -> DragConfig:
-        return self.config_on(model, self.brought().settings(DragConfig))
+    def settings(self) -> DragConfig:
+        """Raises ValueError for settings that cannot be."""
+        return self.settings_on(self.model, self.brought().settings(DragConfig))
 
     def check(self) -> None:
         super().check()
         at_least(self, forward_batch=1)
-        self.config(self.model)
+        self.settings()
         if self.lora_steps and self.lora is not None:
             raise ValueError("--lora-steps trains adapters, and --lora brings some: give one of the two")
         if self.lora_steps and self.batch is not None and self.batch_size != 1:
@@ -61,9 +62,9 @@ class DragCommand(EditCommand, DragOptions):
 
         check_text_model(pipe, "drag")
         super().check_job(job, pipe)
-        config = self.config(self.model)
-        config.grid(pipe.schedule)
-        plan(*ends(job), pipe.vae.config.factor, config)
+        settings = self.settings()
+        settings.grid(pipe.schedule)
+        plan(*ends(job), pipe.vae.config.factor, settings)
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         import jax.random as jr
@@ -91,21 +92,19 @@ class DragCommand(EditCommand, DragOptions):
         return drag_many(
             pipe,
             drags,
-            self.config(self.model),
+            self.settings(),
             key=key,
             progress=told,
             keep_frames=self.save_frames is not None,
             batch_size=self.forward_batch,
         )
 
-    def write(self, job, result, place, model_sha256) -> None:
+    def files_beside(self, job, result) -> dict[Path, Write]:
         if self.save_frames is None:
-            return super().write(job, result, place, model_sha256)
+            return {}
         frames = [to_pil(frame) for frame in (read_image(job.image), *result.frames)]
         options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
-        with all_or_none(self.save_frames, job.out, job.out.with_suffix(".json")):
-            super().write(job, result, place, model_sha256)
-            write_whole(self.save_frames, lambda file: frames[0].save(file, format="GIF", **options))
+        return {self.save_frames: lambda file: frames[0].save(file, format="GIF", **options)}
 
 
 def ends(job: Job) -> tuple[Points, Points]:

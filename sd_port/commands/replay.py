@@ -21,6 +21,7 @@ from sd_port.commands.translate import (
     SdeditCommand,
 )
 from sd_port.versions import versions
+from theory.files import held
 
 EDITS: dict[str, type[EditCommand]] = {
     edit.name: edit
@@ -62,13 +63,19 @@ class Replay:
         Warns where the device or a version is another.
         """
         earlier = self.earlier()
-        command, (row, rows) = earlier.command, earlier.place
-        command.check_out()
+        earlier.command.check_out()
         job = job_of(earlier)
+        with held(self.out):
+            self.make(earlier, job)
+        print(self.out)
+
+    def make(self, earlier: Earlier, job: Job) -> None:
+        """Edits and writes."""
+        command, (row, rows) = earlier.command, earlier.place
         import jax
         import jax.random as jr
 
-        pipe = command.load()
+        pipe = command.pipeline()
         if pipe.digest() != earlier.model_sha256:
             raise ValueError(f"--model {command.model}: has other weights than it had")
         for name, now in ({"device": jax.devices()[0].device_kind} | versions()).items():
@@ -77,7 +84,6 @@ class Replay:
         key = jr.key(command.started_from())
         result = command.edited(pipe, [ready(job)] * rows, key, lambda done, total: None)[row]
         command.write(job._replace(out=self.out), result, earlier.place, earlier.model_sha256)
-        print(self.out)
 
     def earlier(self) -> Earlier:
         try:
@@ -95,7 +101,7 @@ class Replay:
 def job_of(earlier: Earlier) -> Job:
     """What was edited. Raises ValueError if it is not there any more, or has changed since."""
     command = earlier.command
-    job = next((job for group in command.groups() for job in group if job.name == earlier.item), None)
+    job = next((job for group in command.groups({}) for job in group if job.name == earlier.item), None)
     if job is None:
         raise ValueError(f"--batch {command.batch}: has no item {earlier.item} any more")
     paths = {"image": job.image, "lora": command.lora, "edit": command.edit}
