@@ -52,11 +52,16 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     Raises ValueError, naming the file, if it cannot be read.
     """
+    return (read_grey(path) > 127).astype(np.float32)
+
+
+def read_grey(path: str | Path) -> np.ndarray:
+    """(height, width), 0 to 255; what is transparent is black. Raises ValueError, naming the file."""
     with _opened(path) as file:
         image = _known(path, ImageOps.exif_transpose(file))
         if image.mode.startswith("I;16"):
             image = _8_bits(image)
-        return (np.asarray(_flat(image, "black").convert("L")) > 127).astype(np.float32)
+        return np.asarray(_flat(image, "black").convert("L"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -63,9 +63,12 @@ def held(path: str | Path) -> Iterator[None]:
 def folder_held(folder: str | Path) -> Iterator[None]:
     """The same for a folder, which is made, with those above it; what was made and is empty at the end goes again."""
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with _named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with held(folder):
             yield
     finally:

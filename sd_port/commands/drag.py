@@ -2,9 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from sd_port.checks import Points, check_points
 from sd_port.commands.drag_options import DragOptions
@@ -17,6 +18,34 @@ from sd_port.images import EditResult, image_size, read_image, to_pil
 from theory.files import Write
 
 
+def read_points(words: list[str]) -> tuple[tuple[int, int], ...]:
+    """x y x y ..., commas allowed, to the nearest pixels. Raises ValueError for what are no pairs of numbers."""
+    try:
+        numbers = [round(float(number)) for number in " ".join(words).replace(",", " ").split()]
+    except (ValueError, OverflowError):
+        raise ValueError("must be numbers: points x y, in pixels") from None
+    if len(numbers) % 2:
+        raise ValueError(f"must be pairs, points x y in pixels, and are {len(numbers)} numbers")
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def written_points(points: tuple[tuple[int, int], ...]) -> list[str]:
+    """What `read_points` reads."""
+    return [str(number) for point in points for number in point]
+
+
+Pixels = Annotated[
+    tuple[tuple[int, int], ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="X Y ...",
+        instance_from_str=read_points,
+        is_instance=lambda points: isinstance(points, tuple),
+        str_from_instance=written_points,
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class DragCommand(EditCommand, DragOptions):
     """Drags what is at some points of a picture to others: SDE-Drag, or ODE-Drag.
@@ -26,10 +55,10 @@ class DragCommand(EditCommand, DragOptions):
 
     name = "drag"
 
-    source: tuple[tuple[int, int], ...] = ()
-    """Points x y in pixels, from the upper left corner: where things are."""
-    target: tuple[tuple[int, int], ...] = ()
-    """As many points x y: where they are to go."""
+    source: Pixels = ()
+    """Points x y, or x,y, in pixels from the upper left corner: where things are. Fractions go to the nearest pixel."""
+    target: Pixels = ()
+    """As many points: where they are to go."""
     save_frames: Path | None = None
     """A GIF of the picture after every operation."""
     forward_batch: int = 4
@@ -111,6 +140,11 @@ def ends(job: Job) -> tuple[Points, Points]:
     """Sources and targets in the picture. Raises ValueError for a point outside of it."""
     size = image_size(job.image)
     source, target = points_of(job.request)
+    for name, points in (("--source", source), ("--target", target)):
+        if len(points) == 0:
+            raise ValueError(f"{name}: must be at least one point x y, in pixels; give it, or --edit")
+    if len(source) != len(target):
+        raise ValueError(f"--target: has {len(target)} points and --source {len(source)}; they come in pairs")
     return check_points(source, size, "source"), check_points(target, size, "target")
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -23,7 +23,7 @@ from sd_port.commands.model_options import ModelOptions
 from sd_port.commands.options import at_least, check_seed, new_file
 from sd_port.dragbench import Request, read_set
 from sd_port.edit_configs import InpaintConfig, TranslateConfig
-from sd_port.images import EditResult, as_png, image_size, read_mask, read_record
+from sd_port.images import EditResult, as_png, image_size, read_grey, read_mask, read_record
 from sd_port.versions import versions
 from theory.command_line import Partly, is_text
 from theory.files import Write, folder_held, held, write_new
@@ -91,6 +91,12 @@ class EditCommand(ModelOptions, ABC):
     def check_files(self, job: Job) -> None:
         """Raises ValueError for a job that no model can do, before one is loaded: its picture is read whole."""
         mask = ready(job).mask
+        if isinstance(job.mask, Path) and mask is not None and not mask.any():
+            highest = read_grey(job.mask).max()
+            raise ValueError(
+                f"--mask {job.mask}: nothing may change: of 0 ... 255 its highest value is {highest}, and "
+                "what may change must be white, more than 127"
+            )
         if mask is not None:
             check_mask(mask, image_size(job.image))
         if not is_text(job.request.prompt + job.request.source_prompt):
@@ -138,10 +144,9 @@ class EditCommand(ModelOptions, ABC):
         self.check()
         left_out: dict[Path, str] = {}
         groups = self.groups(left_out)
-        made = {job.out for group in groups for job in group if job.out.exists()}
-        weights = {}
+        made: dict[Path, Any] = {}  # what is there, and the hash of the weights that made it
         for job in (job for group in groups for job in group):
-            if job.out not in made:
+            if not job.out.exists():
                 self.check_beside(job.out)
                 continue
             record = read_record(job.out)
@@ -149,12 +154,12 @@ class EditCommand(ModelOptions, ABC):
                 raise ValueError(f"{job.out}: was made with other options; give another folder as --out")
             if record.get("read") != self.made_of(job):
                 raise ValueError(f"{job.out}: what it was made of has changed since; delete it, or give another --out")
-            weights[record.get("model_sha256")] = job.out
+            made[job.out] = record.get("model_sha256")
         todo = [group for group in groups if any(job.out not in made for job in group)]
         todo = self.without(self.check_files, todo, left_out)
         if any(job.out not in made for group in todo for job in group):
             with self.reserved():
-                self.make(todo, weights, left_out)
+                self.make(todo, made, left_out)
         if left_out and not any(job.out.exists() for group in groups for job in group):
             raise ValueError(next(iter(left_out.values())))
         print(self.out)
@@ -190,17 +195,17 @@ class EditCommand(ModelOptions, ABC):
         rest = [[job for job in group if job.out not in left_out] for group in groups]
         return [group for group in rest if group]
 
-    def make(self, groups: list[list[Job]], weights: dict[str, Path], left_out: dict[Path, str]) -> None:
+    def make(self, groups: list[list[Job]], made: Mapping[Path, Any], left_out: dict[Path, str]) -> None:
         """Edits and writes, a batch after another, what is not there yet; checks all of it first.
 
-        weights: the hashes of those that made what is there, and a picture of each.
+        made: the pictures that are there, and the hashes of the weights that made them.
         """
         import jax.random as jr
 
         pipe = self.pipeline()
         groups = self.without(lambda job: self.check_job(job, pipe), groups, left_out)
         digest = pipe.digest()
-        for other, path in weights.items():
+        for path, other in made.items():
             if other != digest:
                 raise ValueError(f"{path}: was made with other weights of {self.model}; give another folder as --out")
         with progress() as bar:
@@ -216,7 +221,7 @@ class EditCommand(ModelOptions, ABC):
                 filled = read + read[-1:] * (rows - len(read))  # one shape for all batches of a size
                 results = self.edited(pipe, filled, jr.key(self.started_from()), told)
                 for row, (job, result) in enumerate(zip(group, results, strict=False)):
-                    if not job.out.exists():
+                    if job.out not in made:
                         self.write(job, result, (row, rows), digest)
                 bar.remove_task(task)
                 bar.advance(pictures, len(group))

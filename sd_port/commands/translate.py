@@ -55,6 +55,7 @@ class _Translate(EditCommand):
 
         check_text_model(pipe, self.name)
         super().check_job(job, pipe)
+        self.settings().grid(pipe.schedule)
 
 
 @dataclasses.dataclass(frozen=True)

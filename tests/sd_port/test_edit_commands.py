@@ -338,7 +338,7 @@ def bad(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("drag", "sea.png"), "source must be at least one point"),
+        (("drag", "sea.png"), "--source: must be at least one point"),
         (("drag", "sea.png", *DRAG, "--t0", "1.5"), "t0 = 1.5"),
         (("drag", "sea.png", *DRAG, "--steps", "0"), "steps = 0"),
         (("drag", "none.png", *DRAG), "none.png: cannot be read"),
@@ -346,7 +346,10 @@ def bad(tmp_path_factory) -> Path:
         (("drag", "huge.png", *DRAG), "2000 x 2000 pixels, which is too large to edit at once"),
         (("drag", "dot.png", "--source", "0", "0", "--target", "1", "0"), "target [1, 0] is outside the picture"),
         (("drag", "sea.png", *DRAG, "--mask", "none.png"), "none.png: cannot be read"),
-        (("drag", "sea.png", *DRAG, "--mask", "black.png"), "the mask is black"),
+        (
+            ("drag", "sea.png", *DRAG, "--mask", "black.png"),
+            "0 ... 255 its highest value is 0",
+        ),
         (("drag", "sea.png", *DRAG, "--mask", "small.png"), "the mask is (8, 8) pixels"),
         (("drag", "sea.png", *DRAG, "--out", "edited.jpg"), "must end in .png"),
         (("drag", "sea.png", *DRAG, "--out", "sea.png"), "exists already"),

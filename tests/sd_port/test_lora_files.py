@@ -382,7 +382,7 @@ def test_a_failed_write_leaves_the_old_file(pair, tmp_path, monkeypatch):
     file = tmp_path / "ours.safetensors"
     file.write_text("old")
 
-    def interrupted(descriptor, **options):
+    def interrupted(part, path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
