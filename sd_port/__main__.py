@@ -3,48 +3,29 @@
 import sys
 import warnings
 
-import tyro
+from theory.command_line import one_line, parsed
 
-from sd_port.commands.bench import BenchCommand
-from sd_port.commands.demo import Demo
-from sd_port.commands.generate import Generate
-from sd_port.commands.lora import LoraCommand
-from sd_port.commands.models import Models
-from sd_port.commands.replay import EDITS, Replay
-from sd_port.experiments.command import ExperimentsCommand
-from theory.compilations import LITTLE_MEMORY, collect_rarely, set_flags
-
-COMMANDS = {
-    "generate": Generate,
-    **EDITS,
-    "lora": LoraCommand,
-    "replay": Replay,
-    "bench": BenchCommand,
-    "experiments": ExperimentsCommand,
-    "demo": Demo,
-    "models": Models,
-}
+ABOUT = "Generates and edits images with Stable Diffusion, by the solvers of the theory."
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command `sd-edit`. Exit code 2, with one line, for input that cannot be used."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        args=argv,
-        prog="sd-edit",
-        description="Generates and edits images with Stable Diffusion, by the solvers of the theory.",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    set_flags(LITTLE_MEMORY)
-    collect_rarely()
-    warnings.showwarning = lambda message, *_: print(f"sd-edit: {message}", file=sys.stderr)
-    try:
-        command.run()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"sd-edit: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """The command `sd-edit`. Exit codes and errors are those of `one_line`."""
+    argv = sys.argv[1:] if argv is None else argv
+    with one_line("sd-edit"):
+        from sd_port.commands.table import COMMANDS  # here, so that an interrupt is one line from the beginning
+
+        if not argv or argv[0] not in COMMANDS:  # for help, or what is wrong
+            parsed(COMMANDS, argv, "sd-edit", ABOUT)
+        with one_line(program := f"sd-edit {argv[0]}"):
+            command = parsed(COMMANDS[argv[0]], argv[1:], program)
+            from theory.compilations import LITTLE_MEMORY, collect_rarely, set_flags
+
+            set_flags(LITTLE_MEMORY)
+            collect_rarely()
+            warnings.showwarning = lambda message, *_: print(
+                f"{program}: {' '.join(str(message).split())}", file=sys.stderr
+            )
+            command.run()
 
 
 if __name__ == "__main__":

@@ -91,12 +91,8 @@ class DragConfig:
         """Times from t0 to the image, (steps + 1,). Raises ValueError where the published grid does not fit."""
         import jax.numpy as jnp
 
-        from theory.solve import time_grid
-
         if self.compat == "clean":
-            return time_grid(schedule, self.steps, start=self.start(schedule), end=1 / schedule.steps).astype(
-                jnp.float32
-            )
+            return _down_to_the_picture(schedule, self.start(schedule), self.steps)
         t0 = self.start(schedule)
         total = math.ceil(self.steps / t0 - 1e-6)  # the fewest of which t0 are `steps`
         if not self.steps < total <= schedule.steps:
@@ -123,6 +119,19 @@ _NEEDS = {
     "alpha": "it must be a number",
     "beta": "it must lie in [0, 1]",
 }
+
+
+def _down_to_the_picture(schedule: "DiscreteVP", t0: float, steps: int) -> "Times":
+    """Times from t0 to the first timestep, (steps + 1,). Raises ValueError for a t0 that is no later."""
+    import jax.numpy as jnp
+
+    from theory.solve import time_grid
+
+    if t0 * schedule.steps <= 1:
+        least = 2 / schedule.steps
+        raise ValueError(f"t0 = {t0:g} cannot be: there the picture itself stands; the least that works is {least:g}")
+    return time_grid(schedule, steps, start=t0, end=1 / schedule.steps).astype(jnp.float32)
+
 
 Preset = Literal["paper", "fast", "draft", "nano"]
 PRESETS: dict[Preset, DragConfig] = {
@@ -188,11 +197,7 @@ class TranslateConfig:
 
     def grid(self, schedule: "DiscreteVP") -> "Times":
         """From t0 to the image, which stands at the first timestep: noise cannot be recorded down to t = 0."""
-        import jax.numpy as jnp
-
-        from theory.solve import time_grid
-
-        return time_grid(schedule, self.steps, start=self.t0, end=1 / schedule.steps).astype(jnp.float32)
+        return _down_to_the_picture(schedule, self.t0, self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,3 +230,4 @@ class Dragging:
     lora: LoRAConfig | None  # adapters trained on every picture first
     seed: int
     dtype: str
+    prediction_type: str | None = None  # of a single file that does not say it; the weights do not tell

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import TiffImageFile
 
-from theory.files import write_whole
+from theory.files import Write, write_whole
 from theory.reading import Json, from_json
 
 # A workflow or a colour profile of megabytes is no bomb: one of them may have what Pillow allows to all together.
@@ -65,9 +65,13 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     Raises ValueError, naming the file, if it cannot be read.
     """
+    return (read_grey(path) > 127).astype(np.float32)
+
+
+def read_grey(path: str | Path) -> np.ndarray:
+    """(height, width), 0 to 255; what is transparent is black. Raises ValueError, naming the file."""
     with _opened(path) as file:
-        flat = _flat(_8_bits(ImageOps.exif_transpose(file)), "black").convert("L")
-    return (np.asarray(flat) > 127).astype(np.float32)
+        return np.asarray(_flat(_8_bits(ImageOps.exif_transpose(file)), "black").convert("L"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -116,7 +120,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise ValueError(f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)})") from None
     except Exception as error:  # a damaged or hostile file raises nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from None
 
 
@@ -126,10 +130,15 @@ def to_pil(image: ArrayLike) -> Image.Image:
 
 
 def write_png(path: str | Path, image: ArrayLike, record: Mapping[str, Any]) -> None:
-    """Writes the image with what is needed to make it again, as JSON. The file appears whole or not at all."""
+    """Writes the image as `as_png` does. The file appears whole or not at all."""
+    write_whole(path, as_png(image, record))
+
+
+def as_png(image: ArrayLike, record: Mapping[str, Any]) -> Write:
+    """What writes the image to a binary file, with what is needed to make it again, as JSON."""
     info = PngInfo()
     info.add_itxt(RECORD, json.dumps(record, ensure_ascii=False))
-    write_whole(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=info))
+    return lambda file: to_pil(image).save(file, format="PNG", pnginfo=info)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

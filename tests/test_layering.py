@@ -17,6 +17,12 @@ NUMERICS = {"jax", "numpy", "scipy", "jaxtyping"}
 COMMAND_LINE = {"rich", "tyro", "matplotlib"}
 READING = {"theory/reading.py", "theory/__main__.py"}  # what may read text files from outside
 COMMANDS = {"theory/__main__.py", "theory/command.py", "theory/progress.py"}  # what may show things
+COMMANDS = {  # what may show things
+    "theory/__main__.py",
+    "theory/command.py",
+    "theory/command_line.py",
+    "theory/progress.py",
+}
 SHARED = {"toys.runner", "toys.store", "toys.results", "toys.style"}  # what sd_port.experiments may import of toys
 LOOPS = {"scan", "fori_loop", "while_loop", "map", "associative_scan"}
 

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-import tyro
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from theory.command_line import one_line, parsed, said
 from theory.compilations import OLD_EMITTERS, collect_rarely, set_flags, stay_on_cpu
 from theory.components import Components, components
 from theory.contents import CONTROLS, STATEMENTS
+from theory.files import held
 from theory.reading import converted, from_json, read_json
 
 
@@ -49,14 +50,8 @@ class Args:
 
 def main(argv: list[str] | None = None) -> None:
     """The command `theory-check`."""
-    args = tyro.cli(Args, args=argv, prog="theory-check", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        sys.exit(run(args))
-    except (ValueError, OSError) as error:
-        print(f"theory-check: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with one_line("theory-check"):
+        sys.exit(run(parsed(Args, argv, "theory-check")))
 
 
 def run(args: Args) -> int:
@@ -83,10 +78,23 @@ def check(args: Args) -> None:
         if name not in known:
             raise ValueError(f"--only {name}: no such name; choose from {', '.join(known)}")
     for flag, path in (("--json", args.json), ("--plot", args.plot)):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ValueError(f"{flag} {path}: the folder {path.resolve().parent} does not exist")
+        if path is not None:
+            check_place(flag, path)
     if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
+
+
+def check_place(flag: str, path: Path) -> None:
+    """Raises ValueError, naming the option, for a file that cannot be written."""
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"{flag} {path}: the folder {path.resolve().parent} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{flag} {path}: is a folder; give the name of a file")
+    try:
+        with held(path):
+            pass
+    except OSError as error:
+        raise ValueError(f"{flag} {said(error)}") from None
 
 
 Number = Annotated[float, Meta(ge=-1e100, le=1e100)]  # squares of them are finite

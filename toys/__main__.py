@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from theory.command_line import one_line, parsed
 from theory.compilations import OLD_EMITTERS, collect_rarely, compile_hastily, keep_compilations, set_flags, stay_on_cpu
 from toys import runner
 from toys.runner import Options, Suite
@@ -60,19 +59,10 @@ class Args(Options):
 
 def main(argv: list[str] | None = None) -> None:
     """The command `toy-figures`."""
-    args = tyro.cli(Args, args=argv, prog="toy-figures", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
+    with one_line("toy-figures"):
+        args = parsed(Args, argv, "toy-figures")
         runner.check(SUITE, args)
-    except (ValueError, OSError) as error:
-        print(f"toy-figures: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
         run(args)
-    except OSError as error:
-        print(f"toy-figures: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     sys.exit(0)
 
 

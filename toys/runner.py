@@ -17,7 +17,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal
 
-from theory.files import write_whole
+from theory.files import folder_held, write_whole
 from theory.progress import progress
 from toys import store
 from toys.results import table
@@ -73,7 +73,7 @@ class Options:
 
 
 def check(suite: Suite, options: Options) -> None:
-    """Makes the folder to write. Raises ValueError, naming the option, for what cannot be made, and OSError.
+    """Sees that the folder can be written. Raises ValueError, naming the option, for what cannot be made, and OSError.
 
     What took hours is not replaced by a minute's worth unless --force says so.
     """
@@ -89,7 +89,8 @@ def check(suite: Suite, options: Options) -> None:
         if found is not None and found[1]["config"] == suite.made_by(name, tiny=False)["config"]:
             raise ValueError(f"--out {options.out}: holds {name} at full size; give another folder, or --force")
     if not options.list:
-        options.out.mkdir(parents=True, exist_ok=True)
+        with folder_held(options.out):
+            pass
 
 
 def show(suite: Suite) -> None:
@@ -100,7 +101,15 @@ def show(suite: Suite) -> None:
 
 
 def run(suite: Suite, options: Options) -> None:
-    """Makes what the options ask for, and prints where it is. Raises OSError where it cannot write."""
+    """Makes what the options ask for, and prints where it is.
+
+    Raises OSError where it cannot write, and BlockingIOError where another process does.
+    """
+    with folder_held(options.out):
+        _run(suite, options)
+
+
+def _run(suite: Suite, options: Options) -> None:
     names = [name for name in suite.names if name in options.only]
     with progress(transient=False) as bar:
         task = bar.add_task(f"{suite.label}: compiling, once, and computing", total=len(names))

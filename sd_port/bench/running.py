@@ -11,14 +11,13 @@ from sd_port.bench import report
 from sd_port.bench.edits import PICTURE, Dragging, check_item, is_done, make, settings_of
 from sd_port.bench.score import NOISE_SEED, Networks, Score, candidates, kept, region_side, scores
 from sd_port.commands.bench import BenchCommand
-from sd_port.commands.options import Dtype
+from sd_port.commands.model_options import ModelOptions
 from sd_port.dragbench import Item, read_set
 from sd_port.images import read_image, read_record
 from sd_port.metrics.lpips import read_lpips
-from sd_port.pipeline import StableDiffusion
 from sd_port.versions import versions
 from sd_port.weights.read import digest
-from theory.progress import progress, working
+from theory.progress import progress
 
 
 def run(options: BenchCommand, dragging: Dragging) -> None:
@@ -60,7 +59,7 @@ def read_networks(options: BenchCommand) -> Networks:
     lpips = None
     if options.alexnet is not None and options.lpips is not None:
         lpips = read_lpips(options.alexnet, options.lpips)
-    return Networks(None if options.features is None else loaded(options.features, "float32"), lpips)
+    return Networks(None if options.features is None else ModelOptions(model=options.features).load(), lpips)
 
 
 def missing(options: BenchCommand) -> list[str]:
@@ -75,7 +74,7 @@ def missing(options: BenchCommand) -> list[str]:
 
 def drag_all(options: BenchCommand, dragging: Dragging, items: list[Item]) -> dict[str, str]:
     """Makes the pictures that are not there; the items that cannot be dragged, and why."""
-    pipe = loaded(options.model, options.dtype)
+    pipe = options.load()
     sha256, refused = pipe.digest(), {}
     settings = {item.name: settings_of(dragging, item, sha256) for item in items}
     todo = [item for item in items if not is_done(picture_of(options, item), settings[item.name])]
@@ -141,8 +140,3 @@ def about(options: BenchCommand, judges: dict[str, Any], items: list[Item], refu
     made |= {"items": len(items), "refused": refused} | judges
     seconds = {item.name: record["seconds"] for item, record in zip(items, records, strict=True)}
     return made | {"seconds": seconds, "device": records[0]["device"], "versions": versions()}
-
-
-def loaded(model: str, dtype: Dtype) -> StableDiffusion:
-    with working(f"Loading {model}"):
-        return StableDiffusion.load(model, dtype=dtype)

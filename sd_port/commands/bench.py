@@ -8,12 +8,14 @@ import tyro
 
 from sd_port.checks import check_seed
 from sd_port.commands.drag_options import DragOptions
-from sd_port.commands.options import Dtype, at_least
+from sd_port.commands.model_options import ModelOptions
+from sd_port.commands.options import at_least
 from sd_port.edit_configs import Dragging
+from theory.files import folder_held
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchCommand(DragOptions):
+class BenchCommand(ModelOptions, DragOptions):
     """Drags every item of a benchmark and scores the results: mean distances, image fidelity, changes of pixels.
 
     sd-edit bench DragBench --out results --model stable-diffusion-v1-5/stable-diffusion-v1-5
@@ -31,12 +33,8 @@ class BenchCommand(DragOptions):
     """Drags by the dense pairs of points that the repack makes of its regions, meta_data_region.pkl."""
     limit: int | None = None
     """Only the first so many items."""
-    model: str = "nano"
-    """nano (bundled), a diffusers folder, a single .safetensors file, or an id on the Hub (see sd-edit models)."""
     seed: int = 0
     """Same seed, same pictures, whatever other items there are; from 0 to 2^32 - 1."""
-    dtype: Dtype = "float32"
-    """Of the weights and activations of the model that edits."""
     composite: bool = False
     """Scores the edit twice: as it is, and with the original's pixels pasted back outside of the mask."""
     features: str | None = None
@@ -52,7 +50,8 @@ class BenchCommand(DragOptions):
         dragging = self.check()
         from sd_port.bench.running import run  # loads what computes
 
-        run(self, dragging)
+        with folder_held(self.out):
+            run(self, dragging)
 
     def check(self) -> Dragging:
         """What the options ask for. Raises ValueError, naming the option, for what cannot be."""
@@ -69,4 +68,4 @@ class BenchCommand(DragOptions):
         check_seed(self.seed)
         at_least(self, lora_steps=0, **({} if self.limit is None else {"limit": 1}))
         lora = self.lora_config() if self.lora_steps else None
-        return Dragging(self.config_on(self.model), lora, self.seed, self.dtype)
+        return Dragging(self.settings_on(self.model), lora, self.seed, self.dtype, self.prediction_type)

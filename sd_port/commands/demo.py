@@ -9,6 +9,7 @@ from rich.table import Table
 from sd_port.checks import check_seed
 from sd_port.images import write_png
 from sd_port.versions import versions
+from theory.files import held
 from theory.progress import working
 
 
@@ -24,8 +25,13 @@ class Demo:
     def run(self) -> None:
         """Raises ValueError for what cannot be done, before anything is drawn."""
         check_seed(self.seed)
-        if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir():
+        if self.out.suffix.lower() != ".png" or not self.out.resolve().parent.is_dir() or self.out.is_dir():
             raise ValueError(f"--out {self.out}: give a name that ends in .png, in a folder that exists")
+        with held(self.out):
+            self.draw()
+
+    def draw(self) -> None:
+        """Computes and writes."""
         from sd_port.nano.demo import drag_the_sun, sheet
         from sd_port.pipeline import StableDiffusion
 

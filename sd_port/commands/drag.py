@@ -2,19 +2,48 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from sd_port.checks import Points, check_points
 from sd_port.commands.drag_options import DragOptions
 from sd_port.commands.edit import EditCommand
-from sd_port.commands.jobs import Job, all_or_none
+from sd_port.commands.jobs import Job
 from sd_port.commands.options import at_least, new_file
 from sd_port.dragbench import Request
 from sd_port.edit_configs import DragConfig
 from sd_port.images import EditResult, image_size, read_image, to_pil
-from theory.files import write_whole
+from theory.files import Write
+
+
+def read_points(words: list[str]) -> tuple[tuple[int, int], ...]:
+    """x y x y ..., commas allowed, to the nearest pixels. Raises ValueError for what are no pairs of numbers."""
+    try:
+        numbers = [round(float(number)) for number in " ".join(words).replace(",", " ").split()]
+    except (ValueError, OverflowError):
+        raise ValueError("must be numbers: points x y, in pixels") from None
+    if len(numbers) % 2:
+        raise ValueError(f"must be pairs, points x y in pixels, and are {len(numbers)} numbers")
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def written_points(points: tuple[tuple[int, int], ...]) -> list[str]:
+    """What `read_points` reads."""
+    return [str(number) for point in points for number in point]
+
+
+Pixels = Annotated[
+    tuple[tuple[int, int], ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="X Y ...",
+        instance_from_str=read_points,
+        is_instance=lambda points: isinstance(points, tuple),
+        str_from_instance=written_points,
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,22 +55,23 @@ class DragCommand(EditCommand, DragOptions):
 
     name = "drag"
 
-    source: tuple[tuple[int, int], ...] = ()
-    """Points x y in pixels, from the upper left corner: where things are."""
-    target: tuple[tuple[int, int], ...] = ()
-    """As many points x y: where they are to go."""
+    source: Pixels = ()
+    """Points x y, or x,y, in pixels from the upper left corner: where things are. Fractions go to the nearest pixel."""
+    target: Pixels = ()
+    """As many points: where they are to go."""
     save_frames: Path | None = None
     """A GIF of the picture after every operation."""
     forward_batch: int = 4
     """Latents of the way up to ask the network for at once, all pictures together: more fill a GPU, and need memory."""
 
-    def config(self, model: str) -> DragConfig:
-        return self.config_on(model, self.brought().settings(DragConfig))
+    def settings(self) -> DragConfig:
+        """Raises ValueError for settings that cannot be."""
+        return self.settings_on(self.model, self.brought().settings(DragConfig))
 
     def check(self) -> None:
         super().check()
         at_least(self, forward_batch=1)
-        self.config(self.model)
+        self.settings()
         if self.lora_steps and self.lora is not None:
             raise ValueError("--lora-steps trains adapters, and --lora brings some: give one of the two")
         if self.lora_steps and self.batch is not None and self.batch_size != 1:
@@ -61,9 +91,9 @@ class DragCommand(EditCommand, DragOptions):
 
         check_text_model(pipe, "drag")
         super().check_job(job, pipe)
-        config = self.config(self.model)
-        config.grid(pipe.schedule)
-        plan(*ends(job), pipe.vae.config.factor, config)
+        settings = self.settings()
+        settings.grid(pipe.schedule)
+        plan(*ends(job), pipe.vae.config.factor, settings)
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         import jax.random as jr
@@ -91,27 +121,30 @@ class DragCommand(EditCommand, DragOptions):
         return drag_many(
             pipe,
             drags,
-            self.config(self.model),
+            self.settings(),
             key=key,
             progress=told,
             keep_frames=self.save_frames is not None,
             batch_size=self.forward_batch,
         )
 
-    def write(self, job, result, place, model_sha256) -> None:
+    def files_beside(self, job, result) -> dict[Path, Write]:
         if self.save_frames is None:
-            return super().write(job, result, place, model_sha256)
+            return {}
         frames = [to_pil(frame) for frame in (read_image(job.image), *result.frames)]
         options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
-        with all_or_none(self.save_frames, job.out, job.out.with_suffix(".json")):
-            super().write(job, result, place, model_sha256)
-            write_whole(self.save_frames, lambda file: frames[0].save(file, format="GIF", **options))
+        return {self.save_frames: lambda file: frames[0].save(file, format="GIF", **options)}
 
 
 def ends(job: Job) -> tuple[Points, Points]:
     """Sources and targets in the picture. Raises ValueError for a point outside of it."""
     size = image_size(job.image)
     source, target = points_of(job.request)
+    for name, points in (("--source", source), ("--target", target)):
+        if len(points) == 0:
+            raise ValueError(f"{name}: must be at least one point x y, in pixels; give it, or --edit")
+    if len(source) != len(target):
+        raise ValueError(f"--target: has {len(target)} points and --source {len(source)}; they come in pairs")
     return check_points(source, size, "source"), check_points(target, size, "target")
 
 

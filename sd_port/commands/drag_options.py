@@ -57,7 +57,7 @@ class DragOptions:
     lora_batch: int = 1
     """Draws of noise and time in a step of it."""
 
-    def config_on(self, model: str, brought: Mapping[str, Any] = NOTHING) -> DragConfig:
+    def settings_on(self, model: str, brought: Mapping[str, Any] = NOTHING) -> DragConfig:
         """The preset, with what was said otherwise; what a file brings takes the place of a preset that is not given.
 
         Raises ValueError for settings that cannot be.

@@ -6,8 +6,10 @@ picture had in its batch, on which its noise depends: `Replay` makes the same fi
 
 import dataclasses
 import json
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -16,21 +18,23 @@ import tyro
 
 from sd_port.checks import check_mask, check_seed, check_size, latent_mask
 from sd_port.commands.edit_file import EditFile, read_edit_file
-from sd_port.commands.jobs import PICTURES, Job, Ready, all_or_none, json_or_none, ready
-from sd_port.commands.options import Dtype, at_least, new_file
+from sd_port.commands.jobs import PICTURES, Job, Ready, json_or_none, ready
+from sd_port.commands.model_options import ModelOptions
+from sd_port.commands.options import at_least, new_file
 from sd_port.dragbench import Request, read_set
 from sd_port.edit_configs import InpaintConfig, TranslateConfig
-from sd_port.images import EditResult, image_size, read_mask, read_record, write_png
+from sd_port.images import EditResult, as_png, image_size, read_grey, read_mask, read_record
 from sd_port.versions import versions
-from sd_port.weights.hub import BUNDLED
-from theory.files import write_whole
-from theory.progress import progress, working
+from theory.command_line import Partly, is_text
+from theory.files import Write, folder_held, held, write_new
+from theory.progress import progress
 
 if TYPE_CHECKING:  # what computes is loaded after the options have been checked
     from sd_port.pipeline import StableDiffusion
     from theory.types import PRNGKey
 
 OUTPUTS = ("out", "save_frames")  # options that say where things are written, not what
+SHOWN = 5  # names that a message spells out
 PATHS = ("image", "batch", "edit", "lora", "mask")  # options that say where things are read; their hashes say what
 
 Settings = TypeVar("Settings", InpaintConfig, TranslateConfig)
@@ -38,7 +42,7 @@ Told = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class EditCommand(ABC):
+class EditCommand(ModelOptions, ABC):
     """The options that all edits have."""
 
     name: ClassVar[str]
@@ -58,16 +62,12 @@ class EditCommand(ABC):
     in place of these options; if it has a config or a seed, they hold where options do not say otherwise."""
     prompt: str = ""
     """What the result shows; for drag, reconstruct and ODE inversion what the picture shows."""
-    model: str = "nano"
-    """nano (bundled), a diffusers folder, a single .safetensors file, or an id on the Hub (see sd-edit models)."""
     lora: Path | None = None
     """A LoRA file (kohya, diffusers or PEFT)."""
     mask: Path | None = None
     """A picture of the same size, white where things may change; without one everything may."""
     seed: int | None = None
     """Same seed, same picture; from 0, which it is unless --edit brings one, to 2^32 - 1."""
-    dtype: Dtype = "float32"
-    """Of weights and activations: bfloat16 on a GPU or a TPU, float32 on a CPU."""
 
     @abstractmethod
     def edited(self, pipe: "StableDiffusion", jobs: Sequence[Ready], key: "PRNGKey", told: Told) -> list[EditResult]:
@@ -85,12 +85,22 @@ class EditCommand(ABC):
             self.check_out()
         elif self.out.suffix.lower() in PICTURES or (self.out.exists() and not self.out.is_dir()):
             raise ValueError(f"--out {self.out}: with --batch give a folder, which is made if it is not there")
+        elif self.out.resolve() == self.batch.resolve():
+            raise ValueError(f"--out {self.out}: is the folder of --batch, whose pictures stay; give another")
 
     def check_files(self, job: Job) -> None:
         """Raises ValueError for a job that no model can do, before one is loaded: its picture is read whole."""
         mask = ready(job).mask
+        if isinstance(job.mask, Path) and mask is not None and not mask.any():
+            highest = read_grey(job.mask).max()
+            raise ValueError(
+                f"--mask {job.mask}: nothing may change: of 0 ... 255 its highest value is {highest}, and "
+                "what may change must be white, more than 127"
+            )
         if mask is not None:
             check_mask(mask, image_size(job.image))
+        if not is_text(job.request.prompt + job.request.source_prompt):
+            raise ValueError(f"{job.image}: its prompt is not Unicode text; write it anew")
 
     def check_job(self, job: Job, pipe: "StableDiffusion") -> None:
         """Raises ValueError for a job that this model cannot do, before any is begun."""
@@ -103,15 +113,20 @@ class EditCommand(ABC):
     def check_out(self) -> None:
         """Raises ValueError if one of the two files is there already."""
         new_file("--out", self.out)
-        beside = self.out.with_suffix(".json")
-        if beside.exists() and not self.is_mine(json_or_none(beside)):  # its own, where it was ended before the picture
+        self.check_beside(self.out)
+
+    def check_beside(self, out: Path) -> None:
+        """Raises ValueError if the JSON file is there, unless this command was ended between it and the picture."""
+        beside = out.with_suffix(".json")
+        if beside.exists() and not self.is_mine(json_or_none(beside)):
             raise ValueError(f"--out {self.out}: {beside} exists already; give another name")
 
     def is_mine(self, record: Any) -> bool:
         """Whether a record says that this command made it, from whatever place."""
         if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
             return False
-        theirs, ours = ({**of, **dict.fromkeys(PATHS)} for of in (record["arguments"], self.arguments()))
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name not in OUTPUTS}
+        theirs, ours = ({**defaults, **of, **dict.fromkeys(PATHS)} for of in (record["arguments"], self.arguments()))
         return record.get("command") == self.name and theirs == ours
 
     def refuse(self, options: Sequence[str], why: str) -> None:
@@ -122,43 +137,79 @@ class EditCommand(ABC):
                 raise ValueError(f"--{name.replace('_', '-')}: {why}; leave it out")
 
     def run(self) -> None:
-        """Raises ValueError or OSError for what cannot be done, before anything is written."""
+        """Raises ValueError or OSError for what cannot be done, before anything is written.
+
+        Of a folder, what cannot be edited is left out; in the end raises `Partly`, which says what and why.
+        """
         self.check()
-        groups = self.groups()
-        made = [job for group in groups for job in group if job.out.exists()]
-        weights = {}
-        for job in made:
+        left_out: dict[Path, str] = {}
+        groups = self.groups(left_out)
+        made: dict[Path, Any] = {}  # what is there, and the hash of the weights that made it
+        for job in (job for group in groups for job in group):
+            if not job.out.exists():
+                self.check_beside(job.out)
+                continue
             record = read_record(job.out)
             if not self.is_mine(record):
                 raise ValueError(f"{job.out}: was made with other options; give another folder as --out")
             if record.get("read") != self.made_of(job):
                 raise ValueError(f"{job.out}: what it was made of has changed since; delete it, or give another --out")
-            weights[record.get("model_sha256")] = job.out
-        todo = [group for group in groups if not all(job.out.exists() for job in group)]
-        if todo:
-            self.make(todo, weights)
+            made[job.out] = record.get("model_sha256")
+        todo = [group for group in groups if any(job.out not in made for job in group)]
+        todo = self.without(self.check_files, todo, left_out)
+        if any(job.out not in made for group in todo for job in group):
+            with self.reserved():
+                self.make(todo, made, left_out)
+        if left_out and not any(job.out.exists() for group in groups for job in group):
+            raise ValueError(next(iter(left_out.values())))
         print(self.out)
+        if left_out:
+            raise Partly(*(f"left out: {why}" for why in left_out.values()))
 
-    def make(self, groups: list[list[Job]], weights: dict[str, Path]) -> None:
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """No other process writes where this one will, which is found to be possible before anything is computed."""
+        with ExitStack() as places:
+            if self.batch is not None:
+                places.enter_context(folder_held(self.out))
+            else:
+                for path in (getattr(self, name, None) for name in OUTPUTS):
+                    if path is not None:
+                        places.enter_context(held(path))
+            yield
+
+    def without(
+        self, check: Callable[[Job], object], groups: list[list[Job]], left_out: dict[Path, str]
+    ) -> list[list[Job]]:
+        """The groups less the jobs that check(job) refuses; why is added to `left_out`, under what is not written.
+
+        Raises ValueError instead where only one picture is asked for.
+        """
+        for job in (job for group in groups for job in group):
+            try:
+                check(job)
+            except ValueError as error:
+                if self.batch is None:
+                    raise
+                left_out[job.out] = str(error)
+        rest = [[job for job in group if job.out not in left_out] for group in groups]
+        return [group for group in rest if group]
+
+    def make(self, groups: list[list[Job]], made: Mapping[Path, Any], left_out: dict[Path, str]) -> None:
         """Edits and writes, a batch after another, what is not there yet; checks all of it first.
 
-        weights: the hashes of those that made what is there, and a picture of each.
+        made: the pictures that are there, and the hashes of the weights that made them.
         """
-        jobs = [job for group in groups for job in group]
-        for job in jobs:
-            self.check_files(job)
         import jax.random as jr
 
-        pipe = self.load()
-        for job in jobs:
-            self.check_job(job, pipe)
+        pipe = self.pipeline()
+        groups = self.without(lambda job: self.check_job(job, pipe), groups, left_out)
         digest = pipe.digest()
-        for other, path in weights.items():
+        for path, other in made.items():
             if other != digest:
                 raise ValueError(f"{path}: was made with other weights of {self.model}; give another folder as --out")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         with progress() as bar:
-            pictures = bar.add_task("Pictures", total=len(jobs), visible=self.batch is not None)
+            pictures = bar.add_task("Pictures", total=sum(map(len, groups)), visible=self.batch is not None)
             for group in groups:
                 task = bar.add_task("Compiling, once, then editing", total=None)
 
@@ -170,18 +221,21 @@ class EditCommand(ABC):
                 filled = read + read[-1:] * (rows - len(read))  # one shape for all batches of a size
                 results = self.edited(pipe, filled, jr.key(self.started_from()), told)
                 for row, (job, result) in enumerate(zip(group, results, strict=False)):
-                    if not job.out.exists():
+                    if job.out not in made:
                         self.write(job, result, (row, rows), digest)
                 bar.remove_task(task)
                 bar.advance(pictures, len(group))
 
-    def groups(self) -> list[list[Job]]:
-        """What to do, in batches that do not depend on how much of it is done already."""
+    def groups(self, left_out: dict[Path, str]) -> list[list[Job]]:
+        """What to do, in batches that do not depend on how much of it is done already.
+
+        Of pictures in a folder that are no pictures, or have no name to write, it is said in `left_out`.
+        """
         if self.batch is None:
             assert self.image is not None
             return [[Job("", self.image, self.mask, self.request(), self.out)]]
         by_size: dict[tuple[int, int], list[Job]] = {}
-        for job in self._folder(self.batch):
+        for [job] in self.without(check_picture, [[job] for job in self._folder(self.batch)], left_out):
             by_size.setdefault(image_size(job.image), []).append(job)
         size = self.batch_size
         return [jobs[i : i + size] for jobs in by_size.values() for i in range(0, len(jobs), size)]
@@ -214,33 +268,36 @@ class EditCommand(ABC):
             raise ValueError(f"--batch {folder}: is not a folder")
         if (folder / "prompt.json").exists():
             raise ValueError(f"--batch {folder}: is one item; give its picture and --edit, or the folder above it")
-        pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+        shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        pictures = [path for path in shown if path.suffix.lower() in PICTURES]
         if pictures:
+            others = [path.name for path in shown if path not in pictures and path.is_file()]
+            if others:
+                what = f"{', '.join(others[:SHOWN])}{', ...' if len(others) > SHOWN else ''}"
+                warnings.warn(f"--batch {folder}: left out, as no pictures by their names: {what}", stacklevel=2)
             jobs = [(path.stem, path, self.mask, self.request()) for path in pictures]
+        elif not shown:
+            raise ValueError(f"--batch {folder}: is empty; give a folder of pictures, or of items as in DragBench")
         else:
+            jobs = [(item.name, item.image, item.mask, item.request) for item in read_set(folder)]
             brings = ("edit", "source", "target", "prompt", "source_prompt", "mask")
             self.refuse(brings, f"the items in {folder} bring their own")
-            jobs = [(item.name, item.image, item.mask, item.request) for item in read_set(folder)]
         names = [job[0] for job in jobs]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"--batch {folder}: has several pictures called {name}; rename one")
         return [Job(*job, out=self.out / f"{job[0]}.png") for job in jobs]
 
-    def load(self) -> "StableDiffusion":
+    def pipeline(self) -> "StableDiffusion":
+        """The model, with the adapters if there are any, on all devices that a batch can be split over."""
         import jax
 
         from sd_port.nano.devices import all_devices
-        from sd_port.pipeline import StableDiffusion
 
         devices, mesh = len(jax.devices()), None
         if self.batch is not None and devices > 1 and self.batch_size % devices == 0:
             mesh = all_devices()
-        with working(f"Loading {self.model}"):
-            pipe = StableDiffusion.load(self.model, dtype=self.dtype, mesh=mesh)
-            if self.lora is not None:
-                pipe.load_lora(self.lora)
-        return pipe
+        return self.load(self.lora, mesh)
 
     def masks_of(self, jobs: Sequence[Ready]) -> np.ndarray | None:
         """(batch, height, width), all 1 where there is none; nothing at all for a single picture without one.
@@ -273,13 +330,27 @@ class EditCommand(ABC):
         job.out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         beside = job.out.with_suffix(".json")
-        with all_or_none(beside, job.out):
-            write_whole(beside, lambda file: file.write(text.encode()))
-            write_png(job.out, result.image, record)
+        if self.is_mine(json_or_none(beside)):  # a killed run wrote it, and not the picture
+            beside.unlink()
+        files: dict[Path, Write] = {
+            beside: lambda file: file.write(text.encode()),
+            job.out: as_png(result.image, record),
+        }
+        write_new(files | self.files_beside(job, result))
+
+    def files_beside(self, job: Job, result: EditResult) -> dict[Path, Write]:
+        """What else is written with the picture, all of it or none."""
+        return {}
 
     def arguments(self) -> dict[str, Any]:
         """What decides the pictures, as JSON: the options but for those that say where to write; paths are absolute."""
         options = {name: value for name, value in dataclasses.asdict(self).items() if name not in OUTPUTS}
-        if self.model not in BUNDLED and Path(self.model).exists():
-            options["model"] = Path(self.model)
+        options |= self.from_anywhere()
         return json.loads(json.dumps(options, default=lambda path: str(path.absolute())))
+
+
+def check_picture(job: Job) -> None:
+    """Raises ValueError for what has no size, and for a name that JSON cannot hold."""
+    if not is_text(str(job.image)):
+        raise ValueError(f"{str(job.image)!r}: the name is not UTF-8; rename the file")
+    image_size(job.image)

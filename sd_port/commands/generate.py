@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,10 +11,12 @@ import numpy as np
 import tyro
 
 from sd_port.checks import check_scale, check_seed
-from sd_port.commands.options import Dtype, at_least, guidance_of, new_file
-from sd_port.images import write_png
+from sd_port.commands.model_options import ModelOptions
+from sd_port.commands.options import at_least, guidance_of, new_file
+from sd_port.images import as_png
 from sd_port.versions import versions
-from theory.progress import progress, working
+from theory.files import held, write_new
+from theory.progress import progress
 
 if TYPE_CHECKING:  # what computes is loaded after the options have been checked
     from sd_port.pipeline import StableDiffusion
@@ -24,7 +27,7 @@ SolverName = Literal["dpm++2m", "dpm++2m-sde", "ddim", "ddpm"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class Generate(ModelOptions):
     """Makes images of a text.
 
     A PNG carries prompt, seed, settings, the hash of the weights and versions: all that is needed to make it again.
@@ -32,8 +35,6 @@ class Generate:
 
     prompt: Annotated[str, tyro.conf.Positional]
     """What to show."""
-    model: str = "nano"
-    """nano (bundled), a diffusers folder, a single .safetensors file, or an id on the Hub (see sd-edit models)."""
     out: Path = Path("generated.png")
     """The PNG to write; more images than one get numbers. Nothing is overwritten."""
     negative_prompt: str = ""
@@ -54,18 +55,6 @@ class Generate:
     """dpm++2m and ddim solve the ODE, dpm++2m-sde and ddpm the SDE."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None
     """How the steps lie in time; by default as the model's scheduler config says."""
-    dtype: Dtype = "float32"
-    """Of weights and activations: bfloat16 on a GPU or a TPU, float32 on a CPU."""
-    variant: str | None = None
-    """Of the weights files, such as fp16."""
-    vae: str | None = None
-    """A folder, file or id to take the VAE from instead."""
-    config: str | None = None
-    """For a single file: a diffusers folder or id that has the tokenizer and what else the file lacks."""
-    ema: bool = False
-    """For a single file of training: take the moving average of the weights."""
-    prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """For a single file of SD 2.x, which does not say it: v_prediction is that of 768 pixels."""
     lora: Path | None = None
     """A LoRA file (kohya, diffusers or PEFT)."""
     lora_scale: float = 1.0
@@ -76,16 +65,23 @@ class Generate:
         sides = {name: 1 for name in ("height", "width") if getattr(self, name) is not None}
         at_least(self, steps=1, batch=1, **sides)
         check_seed(self.seed)
-        guidance_scale = guidance_of(self.model, self.guidance_scale)
-        check_scale("--guidance-scale", guidance_scale)
+        check_scale("--guidance-scale", guidance_of(self.model, self.guidance_scale))
         check_scale("--lora-scale", self.lora_scale)
         numbers = [""] if self.batch == 1 else [f"-{i:03}" for i in range(self.batch)]
         paths = [new_file("--out", self.out.with_stem(self.out.stem + number)) for number in numbers]
+        with ExitStack() as places:
+            for path in paths:
+                places.enter_context(held(path))
+            self.make(paths)
+
+    def make(self, paths: list[Path]) -> None:
+        """Samples and writes the images, all of them or none."""
         import jax
         import jax.random as jr
 
-        pipe = _load(self)
+        pipe = self.load(self.lora)
         solver = _solver(self.solver, pipe.schedule)
+        guidance_scale = guidance_of(self.model, self.guidance_scale)
         started = time.perf_counter()
         with progress() as bar:
             task = bar.add_task("Compiling, once, then sampling", total=self.steps)
@@ -107,21 +103,10 @@ class Generate:
             images = np.asarray(images)
         seconds = time.perf_counter() - started
         record = _record(self, pipe, images.shape) | {"guidance_scale": guidance_scale}
-        for index, (path, image) in enumerate(zip(paths, images, strict=True)):
-            write_png(path, image, record | {"index": index})
-            print(path)
+        images = enumerate(zip(paths, images, strict=True))
+        write_new({path: as_png(image, record | {"index": index}) for index, (path, image) in images})
+        print(*paths, sep="\n")
         print(f"{self.steps} steps in {seconds:.1f} s on {jax.devices()[0].device_kind}", file=sys.stderr)
-
-
-def _load(args: Generate) -> "StableDiffusion":
-    from sd_port.pipeline import StableDiffusion
-
-    with working(f"Loading {args.model}"):
-        files = {name: getattr(args, name) for name in ("variant", "vae", "config", "ema", "prediction_type")}
-        pipe = StableDiffusion.load(args.model, dtype=args.dtype, **files)
-        if args.lora is not None:
-            pipe.load_lora(args.lora)
-    return pipe
 
 
 def _solver(name: SolverName, schedule: "DiscreteVP") -> "Solver":

@@ -28,13 +28,13 @@ class InpaintCommand(EditCommand):
     lora_scale: float | None = None
     """How much the LoRA counts; 1 by default."""
 
-    def config(self) -> InpaintConfig:
+    def settings(self) -> InpaintConfig:
         """Raises ValueError for settings that cannot be."""
         return self.settled(InpaintConfig, guidance=guidance_of(self.model, None))
 
     def check(self) -> None:
         super().check()
-        self.config()
+        self.settings()
 
     def check_files(self, job) -> None:
         super().check_files(job)
@@ -43,11 +43,11 @@ class InpaintCommand(EditCommand):
 
     def check_job(self, job, pipe) -> None:
         super().check_job(job, pipe)
-        pipe.scheduler.grid(self.config().steps)
+        pipe.scheduler.grid(self.settings().steps)
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         from sd_port.edits.inpaint import inpaint
 
         prompts, masks = [job.request.prompt for job in jobs], self.masks_of(jobs)
         assert masks is not None
-        return inpaint(pipe, images_of(jobs), masks, prompts, self.config(), key=key)
+        return inpaint(pipe, images_of(jobs), masks, prompts, self.settings(), key=key)

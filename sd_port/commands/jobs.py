@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,7 @@ from sd_port.dragbench import Request
 from sd_port.images import read_image, read_mask
 from theory.reading import read_json
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 
 
 class Job(NamedTuple):
@@ -50,18 +48,6 @@ def ready(job: Job) -> Ready:
     """Raises ValueError, naming the file, for a picture that cannot be read."""
     mask = read_mask(job.mask) if isinstance(job.mask, Path) else job.mask
     return Ready(read_image(job.image), mask, job.request)
-
-
-@contextmanager
-def all_or_none(*paths: Path | None) -> Iterator[None]:
-    """If these files cannot all be written, what there is of them goes."""
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            if path is not None:
-                path.unlink(missing_ok=True)
-        raise
 
 
 def json_or_none(path: Path) -> Any:

@@ -4,17 +4,20 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
-from sd_port.checks import check_seed
-from sd_port.commands.options import Dtype, new_file
+from sd_port.checks import check_seed, check_size
+from sd_port.commands.model_options import ModelOptions
+from sd_port.commands.options import new_file
 from sd_port.edit_configs import LoRAConfig
-from sd_port.images import image_size, read_image
-from theory.progress import progress, working
+from sd_port.images import read_image
+from theory.files import held, write_new
+from theory.progress import progress
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraCommand:
+class LoraCommand(ModelOptions):
     """Trains adapters on one picture, so that edits keep what it shows; diffusers loads the file too."""
 
     image: Annotated[Path, tyro.conf.Positional]
@@ -23,8 +26,6 @@ class LoraCommand:
     """What it shows; give the edit the same."""
     out: Path = Path("lora.safetensors")
     """The file to write. Nothing is overwritten."""
-    model: str = "nano"
-    """As in the other commands."""
     rank: int = 16
     """Of the adapters."""
     steps: int = 100
@@ -35,26 +36,26 @@ class LoraCommand:
     """Draws of noise and time in a step."""
     seed: int = 0
     """Same seed, same adapters; from 0 to 2^32 - 1."""
-    dtype: Dtype = "float32"
-    """Of weights and activations; adapters are float32."""
 
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
         new_file("--out", self.out, (".safetensors",))
         check_seed(self.seed)
         settings = LoRAConfig(self.rank, self.steps, self.learning_rate, self.batch)
-        size = image_size(self.image)
+        image = read_image(self.image)
+        with held(self.out):
+            self.train(image, settings)
+        print(self.out)
+
+    def train(self, image: np.ndarray, settings: LoRAConfig) -> None:
+        """Trains and writes the adapters."""
         import jax.random as jr
 
-        from sd_port.checks import check_size
         from sd_port.lora import train_lora
-        from sd_port.pipeline import StableDiffusion
-        from sd_port.weights.lora_files import write_lora
+        from sd_port.weights.lora_files import lora_bytes
 
-        with working(f"Loading {self.model}"):
-            pipe = StableDiffusion.load(self.model, dtype=self.dtype)
-        check_size(size, pipe.vae.config.factor)
-        image = read_image(self.image)
+        pipe = self.load()
+        check_size(image.shape[:2], pipe.vae.config.factor)
         with progress() as bar:
             task = bar.add_task("Compiling, once, then training", total=self.steps)
 
@@ -62,5 +63,5 @@ class LoraCommand:
                 bar.update(task, completed=done, description=f"Training: loss {loss:.4g}")
 
             train_lora(pipe, image, self.prompt, settings, key=jr.key(self.seed), progress=told)
-        write_lora(self.out, unet=pipe.unet)
-        print(self.out)
+        content = lora_bytes(unet=pipe.unet)
+        write_new({self.out: lambda file: file.write(content)})

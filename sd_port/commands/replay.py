@@ -20,6 +20,7 @@ from sd_port.commands.translate import (
     SdeditCommand,
 )
 from sd_port.versions import versions
+from theory.files import held
 from theory.reading import Json, entries, read_json, shown
 
 EDITS: dict[str, type[EditCommand]] = {
@@ -73,13 +74,20 @@ class Replay:
 
         Warns where the device or a version is another.
         """
-        command, record = earlier = self.earlier()
-        row, rows = record.place
+        earlier = self.earlier()
         job = job_of(earlier)
+        with held(self.out):
+            self.make(earlier, job)
+        print(self.out)
+
+    def make(self, earlier: Earlier, job: Job) -> None:
+        """Edits and writes."""
+        command, record = earlier
+        row, rows = record.place
         import jax
         import jax.random as jr
 
-        pipe = command.load()
+        pipe = command.pipeline()
         if pipe.digest() != record.model_sha256:
             raise ValueError(f"--model {command.model}: has other weights than it had")
         made_with = {"device": record.device} | record.versions
@@ -89,7 +97,6 @@ class Replay:
         key = jr.key(command.started_from())
         result = command.edited(pipe, [ready(job)] * rows, key, lambda done, total: None)[row]
         command.write(job._replace(out=self.out), result, record.place, record.model_sha256)
-        print(self.out)
 
     def earlier(self) -> Earlier:
         """Raises FileNotFoundError, and ValueError with the file and the place in it, where no edit could write it."""
@@ -113,7 +120,7 @@ class Replay:
 def job_of(earlier: Earlier) -> Job:
     """What was edited. Raises ValueError if it is not there any more, or has changed since."""
     command, record = earlier
-    job = next((job for group in command.groups() for job in group if job.name == record.item), None)
+    job = next((job for group in command.groups({}) for job in group if job.name == record.item), None)
     if job is None:
         raise ValueError(f"--batch {command.batch}: has no item {record.item} any more")
     paths = {"image": job.image, "lora": command.lora, "edit": command.edit}

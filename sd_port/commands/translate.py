@@ -34,7 +34,7 @@ class _Translate(EditCommand):
     def kind(self) -> Kind:
         """Which of the translations it is."""
 
-    def config(self) -> TranslateConfig:
+    def settings(self) -> TranslateConfig:
         """Raises ValueError for settings that cannot be."""
         kind = self.brought().config.get("kind", self.kind)
         if kind != self.kind:
@@ -48,13 +48,14 @@ class _Translate(EditCommand):
 
     def check(self) -> None:
         super().check()
-        self.config()
+        self.settings()
 
     def check_job(self, job, pipe) -> None:
         from sd_port.edits.canvas import check_text_model
 
         check_text_model(pipe, self.name)
         super().check_job(job, pipe)
+        self.settings().grid(pipe.schedule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class SdeditCommand(_Translate):
         from sd_port.edits.translate import translate
 
         before, after = prompts_of(jobs)
-        return translate(pipe, images_of(jobs), before, after, self.config(), key=key, masks=self.masks_of(jobs))
+        return translate(pipe, images_of(jobs), before, after, self.settings(), key=key, masks=self.masks_of(jobs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _FromPrompt(_Translate):
             images_of(jobs),
             before,
             after,
-            self.config(),
+            self.settings(),
             key=key,
             masks=self.masks_of(jobs),
             batch_size=self.forward_batch,
@@ -166,7 +167,7 @@ class DiffeditCommand(_FromPrompt):
 
         from sd_port.edits.translate import difference_mask, translate
 
-        images, (before, after), config = images_of(jobs), prompts_of(jobs), self.config()
+        images, (before, after), config = images_of(jobs), prompts_of(jobs), self.settings()
         masks = self.masks_of(jobs)
         if masks is None or any(job.mask is None for job in jobs):
             found = difference_mask(
@@ -225,7 +226,7 @@ class ReconstructCommand(_Translate):
         from sd_port.edits.translate import reconstruct
 
         images, prompts = images_of(jobs), [job.request.prompt for job in jobs]
-        results = reconstruct(pipe, images, prompts, self.config(), key=key, batch_size=self.forward_batch)
+        results = reconstruct(pipe, images, prompts, self.settings(), key=key, batch_size=self.forward_batch)
         found = []
         for image, latents, result in zip(images, np.asarray(encode(pipe, images)), results, strict=True):
             lost = float(np.linalg.norm(result.latents - latents) / np.linalg.norm(latents))

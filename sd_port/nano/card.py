@@ -5,17 +5,15 @@ python -m sd_port.nano.card --figures runs/figures --model sd_port/nano/model
 
 import json
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from sd_port.nano import GUIDANCE
 from sd_port.nano.measure import GHOST, NOISE
 from sd_port.pipeline import StableDiffusion
+from theory.command_line import one_line, parsed
 
 SHEETS = ("real.png", "samples_ode.png", "samples_sde.png")
 NAMES = {
@@ -240,8 +238,8 @@ def _percent(share: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Card, args=argv, prog="python -m sd_port.nano.card")
-    try:
+    with one_line("card"):
+        args = parsed(Card, argv, "card")
         if not (args.model / "model_index.json").is_file():
             raise ValueError(f"--model {args.model}: holds no model_index.json")
         figures = {path.stem: json.loads(path.read_text()) for path in sorted(args.figures.glob("*.json"))}
@@ -256,9 +254,6 @@ def main(argv: list[str] | None = None) -> None:
         for name in SHEETS:
             if (args.figures / name).exists():
                 shutil.copyfile(args.figures / name, args.model / name)
-    except (ValueError, OSError) as error:
-        print(f"card: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Gradient descent with AdamW that can be cut off at any moment and goes on bit for bit where it was."""
 
 import csv
-import os
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from msgspec import Meta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from theory.files import write_whole
 from theory.types import PRNGKey
 
 Weights = TypeVar("Weights")
@@ -155,10 +156,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))

@@ -8,7 +8,6 @@ measured again.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import tyro
 from rich.progress import track
 
 from sd_port.images import write_png
@@ -34,6 +32,7 @@ from sd_port.nano.quality import Sample, discrepancies, errors, judged, spread
 from sd_port.nano.read_out import read_out
 from sd_port.nano.train import CONFIG, LONGER, read_config
 from sd_port.pipeline import StableDiffusion
+from theory.command_line import one_line, parsed
 from theory.files import write_whole
 from theory.processes import forward_path
 from theory.solve import invert, record, replay, sample, time_grid
@@ -263,10 +262,10 @@ def _write_sheet(path: Path, images: np.ndarray, columns: int = 12, rows: int = 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Measure, args=argv, prog="python -m sd_port.nano.measure")
-    split_cpu(args.cpu_devices)
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
+    with one_line("measure"):
+        args = parsed(Measure, argv, "measure")
+        split_cpu(args.cpu_devices)
+        args.out.mkdir(parents=True, exist_ok=True)
         pipe = StableDiffusion.load(args.model, mesh=all_devices())
         configs, digest = [read_config(path) for path in args.config], pipe.digest()
 
@@ -291,9 +290,6 @@ def main(argv: list[str] | None = None) -> None:
             found |= {"jax": version("jax"), "seconds": round(time.perf_counter() - started)}
             write_whole(path, lambda file, found=found: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
             print(path, flush=True)
-    except (ValueError, OSError) as error:
-        print(f"measure: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

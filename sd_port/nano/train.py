@@ -9,8 +9,7 @@ All of a run lies in its folder: checkpoints, losses, latents. Cut off and calle
 
 import dataclasses
 import json
-import os
-import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import tyro
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from msgspec import Meta
@@ -43,7 +41,9 @@ from sd_port.tokenizer import ClipTokenizer
 from sd_port.weights.configs import SCHEDULER_DEFAULTS
 from sd_port.weights.read import Components, digest, read
 from sd_port.weights.save import save
+from theory.command_line import one_line, parsed
 from theory.compilations import keep_compilations
+from theory.files import folder_held, held, write_new, write_whole
 from theory.reading import Json, entries, read_toml
 from theory.types import PRNGKey
 
@@ -129,7 +129,7 @@ def train(
     With `start`, the autoencoder is that model's and the UNet begins as that model's; the text encoder is new, or with
     keep_text that model's. Raises FileExistsError if there is something, ValueError for unreadable pictures, for a run
     of another config, where the model to start from is not of this config, for keep_text without it, and for so_far
-    before there is a checkpoint of the UNet.
+    before there is a checkpoint of the UNet; BlockingIOError while another process trains in `run` or writes `out`.
     """
     if keep_text and start is None:
         raise ValueError("--keep-text goes with --start: there is no text encoder to keep")
@@ -138,7 +138,17 @@ def train(
     if so_far and not (run / "latents.npz").exists():
         raise ValueError(f"{run}: holds no latents yet, and nothing can be made of it")
     first = None if start is None else _of_config(config, read(start, dtype=jnp.float32), keep_text)
-    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as places:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        places.enter_context(held(out))
+        if not so_far:  # which may be asked for while another process trains
+            places.enter_context(folder_held(run))
+        _train(config, run, out, folder, first, keep_text, so_far)
+
+
+def _train(
+    config: Config, run: Path, out: Path, folder: Path | None, first: Components | None, keep_text: bool, so_far: bool
+) -> None:
     choices = {"pictures": folder and str(folder), "start": first and digest(first.files), "keep_text": keep_text}
     _same_config(run / "config.json", dataclasses.asdict(config) | choices)
     mesh = all_devices()
@@ -276,10 +286,7 @@ def encoded(vae: AutoencoderKL, tokenizer: ClipTokenizer, pictures: Pictures, me
 
 
 def _write(path: Path, latents: Latents) -> None:
-    """Whole or not at all."""
-    with path.with_suffix(".part").open("wb") as file:
-        np.savez(file, **latents._asdict())
-    os.replace(path.with_suffix(".part"), path)
+    write_whole(path, lambda file: np.savez(file, **latents._asdict()))
 
 
 def _read(path: Path) -> Latents:
@@ -307,24 +314,20 @@ def _over(default: Any, given: Json) -> Any:
 def _same_config(path: Path, settings: dict[str, Any]) -> None:
     """A run's folder belongs to one config: its checkpoints mean nothing under another."""
     text = json.dumps(settings, indent=2) + "\n"
-    if path.exists() and path.read_text() != text:
+    if not path.exists():
+        write_new({path: lambda file: file.write(text.encode())})
+    elif path.read_text(encoding="utf-8") != text:
         raise ValueError(f"{path.parent} holds a run with another config; give another --run, or delete it")
-    path.write_text(text)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Exit code 2, with one line, for input that cannot be used."""
-    args = tyro.cli(Train, args=argv, prog="python -m sd_port.nano.train")
-    try:
+    with one_line("train"):
+        args = parsed(Train, argv, "train")
         config = read_config(args.config)
         split_cpu(config.cpu_devices)
         keep_compilations()
         train(config, args.run, args.out, args.pictures, start=args.start, keep_text=args.keep_text, so_far=args.so_far)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"train: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ that PEFT itself wrote, adapter_config.json. Without one, alpha is the rank.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,9 +24,10 @@ import numpy as np
 from flax import nnx
 from msgspec import UNSET, Meta, Struct, UnsetType
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialized
 
 from sd_port.models.layers import Conv, Linear, LoRA
+from theory.files import write_whole
 from theory.reading import Json, converted, from_json, read_bytes, shown
 
 Component = Literal["unet", "text_encoder"]
@@ -194,11 +194,17 @@ def detach(model: nnx.Module) -> None:
 def write_lora(
     path: str | Path, *, unet: nnx.Module, text_encoder: nnx.Module | None = None, format: Format = "diffusers"
 ) -> None:
-    """Writes the models' adapters, float32, alpha included. The file appears only when it is complete.
+    """Writes what `lora_bytes` returns, and raises what it raises. The file appears only when it is complete."""
+    content = lora_bytes(unet=unet, text_encoder=text_encoder, format=format)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(content))
+
+
+def lora_bytes(*, unet: nnx.Module, text_encoder: nnx.Module | None = None, format: Format = "diffusers") -> bytes:
+    """The models' adapters as a safetensors file, float32, alpha included.
 
     Raises ValueError if the models have no adapters, or the format is not one of the three.
     """
-    path = Path(path)
     if format not in get_args(Format):
         raise ValueError(f"LoRA files are written as {', '.join(get_args(Format))}, not as {format!r}")
     tensors: dict[str, np.ndarray] = {}
@@ -210,16 +216,9 @@ def write_lora(
         if adapters:
             config |= {f"{component}.{k}": v for k, v in _describe(adapters).items()}
     if not tensors:
-        raise ValueError(f"{path} was not written: the model has no adapters")
+        raise ValueError("nothing to write: the models have no adapters")
     metadata = {"format": "pt"} if format == "kohya" else {"format": "pt", METADATA: json.dumps(config, sort_keys=True)}
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return serialized(tensors, metadata)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,14 +1,13 @@
 """Writes Stable Diffusion as a diffusers folder."""
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sd_port.models.clip_text import CLIPTextModel
@@ -53,8 +52,9 @@ def save(
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; it is not overwritten")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.with_name(f".{folder.name}.part")  # one name: what a killed process left goes
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
         for name, module in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
             (unfinished / name).mkdir()
@@ -67,11 +67,11 @@ def save(
         (unfinished / "scheduler").mkdir()
         _write_json(unfinished / "scheduler" / "scheduler_config.json", scheduler)
         _write_json(unfinished / "model_index.json", _model_index(configs, scheduler))
-        unfinished.chmod(0o777 & ~_umask())  # mkdtemp's folder is for its owner only
         unfinished.rename(folder)
-    except BaseException:
+    except SafetensorError as error:  # its name for what the system says, such as a full disk
+        raise OSError(f"{folder}: {error}") from None
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def torch_tensors(module: nnx.Module) -> dict[str, np.ndarray]:
@@ -98,9 +98,3 @@ def _model_index(configs: Mapping[str, Json], scheduler: Json) -> Json:
 
 def _write_json(path: Path, value: Json) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

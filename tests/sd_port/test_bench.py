@@ -21,18 +21,19 @@ from sd_port.edit_configs import PRESETS, DragConfig
 from sd_port.images import EditResult, read_image
 from sd_port.lora import LoRAConfig
 from sd_port.metrics.dift import REGIONDRAG
+from sd_port.pipeline import StableDiffusion
 from tests.sd_port.test_dragbench import POINTS, drag_diffusion, meta
 from tests.sd_port.torch_lpips import write_weights
 from tests.tolerances import ROUNDING_32
 
-LOADED = cache(running.loaded)
+LOADED = cache(StableDiffusion.load)
 QUICK = {"preset": "paper", "steps": 4, "t0": 0.3, "radius": 2}  # as in the tests of drags: compiled once for all
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     """The bundled model, which nearly every test edits with."""
-    monkeypatch.setattr(running, "loaded", LOADED)
+    monkeypatch.setattr(StableDiffusion, "load", LOADED)
 
 
 @pytest.fixture(scope="module")

@@ -382,12 +382,11 @@ def test_a_failed_write_leaves_the_old_file(pair, tmp_path, monkeypatch):
     file = tmp_path / "ours.safetensors"
     file.write_text("old")
 
-    def interrupted(tensors, path, metadata):
-        Path(path).write_text("half")
+    def interrupted(part, path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr("sd_port.weights.lora_files.save_file", interrupted)
+        patch.setattr("os.replace", interrupted)
         write_lora(file, unet=pair.unet)
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("ours.safetensors", "old")]
 

@@ -39,7 +39,7 @@ def refused(capsys, *args: str) -> str:
         generate(*args)
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("sd-edit: ")
+    assert line.startswith("sd-edit generate: ")
     return line
 
 

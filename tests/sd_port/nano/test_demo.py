@@ -53,4 +53,4 @@ def test_demo_refuses(capsys):
         with pytest.raises(SystemExit) as stop:
             main(["demo", "--out", name])
         assert stop.value.code == 2
-        assert capsys.readouterr().err.strip().startswith(f"sd-edit: --out {name}")
+        assert capsys.readouterr().err.strip().startswith(f"sd-edit demo: --out {name}")
