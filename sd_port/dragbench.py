@@ -56,10 +56,11 @@ class Item(NamedTuple):
         return Request(self.source.tolist(), self.target.tolist(), self.prompt, self.source_prompt)
 
 
-def read_set(folder: str | Path, *, regions: bool = False) -> list[Item]:
+def read_set(folder: str | Path, *, regions: bool = False, broken: dict[Path, str] | None = None) -> list[Item]:
     """All items under a folder of one of the three layouts, by name. regions: the repack's dense pairs of points.
 
-    Raises ValueError, in one line that names the file, for an item that cannot be read and for a folder without any.
+    Raises ValueError, in one line that names the file, for a folder without any item, and for an item that cannot be
+    read; where `broken` is given that is said there, by the item's folder, and the item is left out.
     """
     folder = Path(folder)
     pickled = "meta_data_region.pkl" if regions else "meta_data.pkl"
@@ -68,7 +69,15 @@ def read_set(folder: str | Path, *, regions: bool = False) -> list[Item]:
     if not found:
         wanted = " or ".join(sorted({pattern, pickled}, reverse=True))
         raise ValueError(f"{folder}: holds no item: no {wanted} in any folder below it")
-    return [_item(folder, path, pickled) for path in sorted(found)]
+    items = []
+    for path in sorted(found):
+        try:
+            items.append(_item(folder, path, pickled))
+        except ValueError as error:
+            if broken is None:
+                raise
+            broken[path] = str(error)
+    return items
 
 
 def _item(root: Path, folder: Path, pickled: str) -> Item:

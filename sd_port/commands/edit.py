@@ -235,7 +235,7 @@ class EditCommand(ModelOptions, ABC):
             assert self.image is not None
             return [[Job("", self.image, self.mask, self.request(), self.out)]]
         by_size: dict[tuple[int, int], list[Job]] = {}
-        for [job] in self.without(check_picture, [[job] for job in self._folder(self.batch)], left_out):
+        for [job] in self.without(check_picture, [[job] for job in self._folder(self.batch, left_out)], left_out):
             by_size.setdefault(image_size(job.image), []).append(job)
         size = self.batch_size
         return [jobs[i : i + size] for jobs in by_size.values() for i in range(0, len(jobs), size)]
@@ -263,7 +263,7 @@ class EditCommand(ModelOptions, ABC):
         brought = self.brought()
         return 0 if brought.seed is None else check_seed(brought.seed, f"{brought.path}: seed")
 
-    def _folder(self, folder: Path) -> list[Job]:
+    def _folder(self, folder: Path, left_out: dict[Path, str]) -> list[Job]:
         if not folder.is_dir():
             raise ValueError(f"--batch {folder}: is not a folder")
         if (folder / "prompt.json").exists():
@@ -279,7 +279,7 @@ class EditCommand(ModelOptions, ABC):
         elif not shown:
             raise ValueError(f"--batch {folder}: is empty; give a folder of pictures, or of items as in DragBench")
         else:
-            jobs = [(item.name, item.image, item.mask, item.request) for item in read_set(folder)]
+            jobs = [(item.name, item.image, item.mask, item.request) for item in read_set(folder, broken=left_out)]
             brings = ("edit", "source", "target", "prompt", "source_prompt", "mask")
             self.refuse(brings, f"the items in {folder} bring their own")
         names = [job[0] for job in jobs]

@@ -149,7 +149,7 @@ def test_folders_that_cannot_be(args, said, capsys, monkeypatch):
     ("request_", "said"),
     [
         ('{"source": [[8, 20]], "target": [[48, 20]]}', "target [48, 20] is outside the picture"),
-        ('{"source": [[8, 20]], "target": [[16, 20]], "prompt": "caf\\udce9"}', "its prompt is not Unicode text"),
+        ('{"source": [[8, 20]], "target": [[16, 20]], "prompt": "caf\\udce9"}', "prompt.json: not JSON: invalid"),
     ],
 )
 def test_one_item_that_cannot_be_dragged(request_, said, capsys):

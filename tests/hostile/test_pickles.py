@@ -190,7 +190,8 @@ def test_whatever_is_in_it(tmp_path_factory, kind, data):
     value = bytearray(data.draw(st.sampled_from([seed for seed in SEEDS if 0 < len(seed) < 500])))
     for _ in range(data.draw(st.integers(0, 4))):
         value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.integers(0, 255))
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.getbasetemp() / "pickles"
+    folder.mkdir(exist_ok=True)
     try:
         if kind == "set":
             item = folder / "fuzzed" / "item" / "meta_data.pkl"

@@ -69,7 +69,7 @@ def test_edit_files(capsys, seed):
 def test_trainings(seed):
     """Every seed has four keys, so that there are fewer."""
     Path("mine.toml").write_text(f"seed = {seed}\n")
-    with pytest.raises(ValueError, match=rf"^mine\.toml: seed {seed}: must lie in 0 \.\.\. 1073741822"):
+    with pytest.raises(ValueError, match=rf"^mine\.toml: seed must be .* from 0 to 1073741822, not {seed}"):
         read_config("mine.toml")
 
 

@@ -253,7 +253,7 @@ def write(name, content):
         (write("merges.txt", "#version: 0.2\n日 本\n"), "vocabulary and merges do not fit"),
         (write("tokenizer_config.json", "nonsense"), r"tokenizer_config\.json: not JSON"),
         (write("tokenizer_config.json", '{"model_max_length": "77"}'), "model_max_length is '77'"),
-        (write("added_tokens.json", "["), r"added_tokens\.json is not JSON"),
+        (write("added_tokens.json", "["), r"added_tokens\.json: not JSON"),
         (write("added_tokens.json", '{"<new>": 9}'), "lacks the token '<new>', and 9 is not the next number"),
         (write("added_tokens.json", '{"<new>": "one"}'), "added tokens cannot be read"),
         (write("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}'), "added tokens cannot be read"),
