@@ -572,6 +572,7 @@ FUZZED = ("header", "lora", "edit", "prompt", "replay", "unet")
 
 
 @pytest.mark.parametrize("kind", FUZZED)
+@settings(max_examples=100)
 @given(st.data())
 def test_whatever_is_in_it(tmp_path_factory, kind, data):
     attempt(tmp_path_factory.getbasetemp(), kind, data)
