@@ -27,6 +27,7 @@ Json = dict[str, Any]
 MOST = 2**24  # bytes; decoded, they may take twenty times as much memory
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`$")  # where msgspec says it found a fault
+_BYTE = re.compile(r" \(byte (\d+)\)$")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[(\.\.\.)\]")
 _LACKING = re.compile(r"Object missing required field `(.+)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
@@ -44,8 +45,8 @@ _WORDS = {
 _OBJECTS = (inspect.StructType, inspect.DataclassType)
 
 
-def read_json(path: str | Path, kind: Any, name: str | None = None) -> Any:
-    """What is in a JSON file, which messages call `name`, by default by its path.
+def read_json(path: str | Path, kind: Any = Json, name: str | None = None) -> Any:
+    """What is in a JSON file, by default an object; messages call it `name`, by default by its path.
 
     Raises FileNotFoundError, and ValueError with the name and the place in the file.
     """
@@ -90,12 +91,15 @@ def read_bytes(path: str | Path, most: int = MOST, *, name: str | None = None) -
 
 def from_json(text: bytes, kind: Any, name: str) -> Any:
     """What is in this JSON, which messages call `name`. Raises ValueError, with the name and the place in it."""
+    text = text.removeprefix(codecs.BOM_UTF8)
     try:
-        value = msgspec.json.decode(text.removeprefix(codecs.BOM_UTF8))
+        value = msgspec.json.decode(text)
     except RecursionError:
         raise ValueError(f"{name}: not JSON: it is nested too deeply") from None
-    except ValueError as error:  # also what is not UTF-8
-        raise ValueError(f"{name}: not JSON: {str(error).removeprefix('JSON is malformed: ')}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: not JSON: it is not UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: not JSON: {_malformed(str(error), text)}") from None
     return converted(value, kind, name)
 
 
@@ -149,6 +153,16 @@ def _some_of(kind: type) -> Any:
 def _given(struct: msgspec.Struct) -> Json:
     values = ((name, getattr(struct, name)) for name in struct.__struct_fields__)
     return {name: _given(v) if isinstance(v, msgspec.Struct) else v for name, v in values if v is not UNSET}
+
+
+def _malformed(message: str, text: bytes) -> str:
+    """What msgspec says of what is not JSON, with the line and what stands there in place of the byte."""
+    message = message.removeprefix("JSON is malformed: ")
+    if not (at := _BYTE.search(message)):
+        return message
+    byte = int(at[1])
+    there, line = shown(text[byte : byte + 12].decode(errors="replace")), text[:byte].count(b"\n") + 1
+    return f"{message[: at.start()]} at {there}, line {line}"
 
 
 def _fault(message: str, value: Any, kind: Any) -> str:

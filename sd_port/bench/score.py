@@ -22,7 +22,7 @@ from sd_port.metrics.lpips import LPIPS, image_fidelity
 from sd_port.metrics.pixels import Mask, Picture, composited, mean_change, pasted, rmse
 from sd_port.pipeline import StableDiffusion
 from theory.files import write_whole
-from theory.reading import Json, read_json
+from theory.reading import read_json
 
 NOISE_SEED = 0  # of the features: the same for all edits of an item, so that they differ by the edit alone
 
@@ -91,7 +91,7 @@ def scores(
 def kept(path: Path, of: dict[str, Any], make: Callable[[], list[Score]]) -> list[Score]:
     """The scores in this file, if they are of the same things (pictures and judges); else they are made, and kept."""
     try:
-        found = read_json(path, Json)
+        found = read_json(path)
         if found["of"] == of:
             return [Score(**score) for score in found["scores"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -35,6 +35,6 @@ class _Written(Asked, forbid_unknown_fields=True):
 
 def read_edit_file(path: Path) -> EditFile:
     """Raises FileNotFoundError, and ValueError with the file and the place in it, also for keys that mean nothing."""
-    raw = read_json(path, Json)
+    raw = read_json(path)
     written: _Written = converted({name: raw[name] for name in raw.keys() - RECORDED}, _Written, str(path))
     return EditFile(path, written.request, written.config, written.seed)

@@ -128,14 +128,14 @@ def digest(files: Iterable[Path]) -> str:
 def _from_folder(folder: Path, variant: str | None) -> _Source:
     if not (folder / "model_index.json").exists():
         raise ValueError(f"{folder}: not a diffusers folder: there is no model_index.json")
-    index = read_json(folder / "model_index.json", Json)
+    index = read_json(folder / "model_index.json")
     if more := [name for name in _UNSUPPORTED if _present(index.get(name))]:
         raise ValueError(f"{folder}: {index.get('_class_name')} is not supported: it has {', '.join(more)}")
     if missing := [name for name in (*COMPONENTS, "tokenizer", "scheduler") if not (folder / name).is_dir()]:
         raise ValueError(f"{folder}: incomplete: there is no {', '.join(missing)}")
     source = _Source(
         configs={component: _config(component, folder / component) for component in COMPONENTS},
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json", Json),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         tokenizer_folder=_tokenizer(folder),
     )
     for component in COMPONENTS:
@@ -146,7 +146,7 @@ def _from_folder(folder: Path, variant: str | None) -> _Source:
 def _config(component: str, folder: Path) -> Json:
     """The config of a component. Raises ValueError, with the file, for what its network does not compute."""
     path = folder / "config.json"
-    raw = read_json(path, Json)
+    raw = read_json(path)
     CONFIGS[component].from_json(raw, str(path))
     return raw
 
@@ -209,7 +209,7 @@ def _alone(tensors: Tensors, prediction: str | None) -> _Source:
 def _beside(folder: Path, prediction: str | None) -> _Source:
     """What the folder that is given with a single file tells of it."""
     configs = {component: _config(component, folder / component) for component in COMPONENTS}
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", Json)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     scheduler |= {"prediction_type": prediction} if prediction else {}
     return _Source(configs, scheduler, _tokenizer(folder))
 

@@ -205,6 +205,13 @@ def test_documents(tmp_path, kind, document):
         refused(KINDS[kind].read, path)
 
 
+def test_the_place_in_what_is_not_json(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"x": 1,\n "y": NaN}')
+    refused(reading.read_json, tmp_path / "a.json", "a.json: not JSON: invalid character at 'NaN}', line 2")
+    (tmp_path / "a.json").write_bytes(b'{"\xe9": 1}')
+    refused(reading.read_json, tmp_path / "a.json", "a.json: not JSON: it is not UTF-8")
+
+
 FILES: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
     "folder": Path.mkdir,
@@ -572,6 +579,7 @@ FUZZED = ("header", "lora", "edit", "prompt", "replay", "unet")
 
 
 @pytest.mark.parametrize("kind", FUZZED)
+@settings(max_examples=100)
 @given(st.data())
 def test_whatever_is_in_it(tmp_path_factory, kind, data):
     attempt(tmp_path_factory.getbasetemp(), kind, data)

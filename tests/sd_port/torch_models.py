@@ -35,6 +35,7 @@ UNETS = {
     },
     "inpainting": SMALL_UNET | {"in_channels": 9},
     "sd2": SMALL_UNET | {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},
+    "lists": SMALL_UNET | {"cross_attention_dim": [24, 24], "layers_per_block": [1, 1], "sample_size": [16, 8]},
     "other sinusoids": SMALL_UNET | {"flip_sin_to_cos": False, "freq_shift": 1},
 }
 SMALL_VAE = {
