@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over a numpy array so aligned instead of copying it
 
@@ -72,6 +73,17 @@ def open_weights(path: Path) -> Mapping[str, LazyTensor]:
         f"{path}: unknown kind of weights file {path.suffix!r}; "
         f"give .safetensors, .safetensors.index.json, {', '.join(_PICKLES)}"
     )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a .safetensors file has beside its tensors; other files have none. Raises ValueError as above."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from None
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -23,11 +23,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sd_port.models.layers import Conv, Linear, LoRA
-from sd_port.weights.checkpoint import open_weights
+from sd_port.weights.checkpoint import open_weights, read_metadata
 
 Component = Literal["unet", "text_encoder"]
 Format = Literal["diffusers", "peft", "kohya"]
@@ -213,17 +212,11 @@ def write_lora(
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of any weights file as float32, and its metadata, which pickles do not have."""
+    """The tensors of any weights file as float32, and its metadata."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give the .safetensors or .bin file of a LoRA")
     tensors = {key: tensor.load().astype(np.float32) for key, tensor in open_weights(path).items()}
-    if path.suffix != ".safetensors":
-        return tensors, {}
-    try:
-        with safe_open(path, framework="np") as file:
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from None
+    return tensors, read_metadata(path)
 
 
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
