@@ -149,6 +149,8 @@ class EditCommand(ABC):
             self.check_files(job)
         import jax.random as jr
 
+        from sd_port.nano.known import warn_of_unknown
+
         pipe = self.load()
         for job in jobs:
             self.check_job(job, pipe)
@@ -168,6 +170,8 @@ class EditCommand(ABC):
                 read = [ready(job) for job in group]
                 rows = len(read) if self.batch is None else self.batch_size
                 filled = read + read[-1:] * (rows - len(read))  # one shape for all batches of a size
+                if self.model in BUNDLED:
+                    warn_of_unknown(pipe, np.stack([job.image for job in filled]), [job.image for job in group])
                 results = self.edited(pipe, filled, jr.key(self.started_from()), told)
                 for row, (job, result) in enumerate(zip(group, results, strict=False)):
                     if not job.out.exists():

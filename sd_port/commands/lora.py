@@ -10,6 +10,7 @@ from sd_port.checks import check_seed
 from sd_port.commands.options import Dtype, new_file
 from sd_port.edit_configs import LoRAConfig
 from sd_port.images import image_size, read_image
+from sd_port.weights.hub import BUNDLED
 from theory.progress import progress, working
 
 
@@ -48,6 +49,7 @@ class LoraCommand:
 
         from sd_port.checks import check_size
         from sd_port.lora import train_lora
+        from sd_port.nano.known import warn_of_unknown
         from sd_port.pipeline import StableDiffusion
         from sd_port.weights.lora_files import write_lora
 
@@ -55,6 +57,8 @@ class LoraCommand:
             pipe = StableDiffusion.load(self.model, dtype=self.dtype)
         check_size(size, pipe.vae.config.factor)
         image = read_image(self.image)
+        if self.model in BUNDLED:
+            warn_of_unknown(pipe, image[None], [self.image])
         with progress() as bar:
             task = bar.add_task("Compiling, once, then training", total=self.steps)
 
