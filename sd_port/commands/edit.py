@@ -25,6 +25,7 @@ from sd_port.dragbench import Request, read_set
 from sd_port.edit_configs import InpaintConfig, TranslateConfig
 from sd_port.images import EditResult, as_png, image_size, read_grey, read_mask, read_record
 from sd_port.versions import versions
+from sd_port.weights.hub import BUNDLED
 from theory.command_line import Partly, is_text
 from theory.files import Write, folder_held, held, write_new
 from theory.progress import progress
@@ -202,6 +203,8 @@ class EditCommand(ModelOptions, ABC):
         """
         import jax.random as jr
 
+        from sd_port.nano.known import warn_of_unknown
+
         pipe = self.pipeline()
         groups = self.without(lambda job: self.check_job(job, pipe), groups, left_out)
         digest = pipe.digest()
@@ -219,6 +222,8 @@ class EditCommand(ModelOptions, ABC):
                 read = [ready(job) for job in group]
                 rows = len(read) if self.batch is None else self.batch_size
                 filled = read + read[-1:] * (rows - len(read))  # one shape for all batches of a size
+                if self.model in BUNDLED:
+                    warn_of_unknown(pipe, np.stack([job.image for job in filled]), [job.image for job in group])
                 results = self.edited(pipe, filled, jr.key(self.started_from()), told)
                 for row, (job, result) in enumerate(zip(group, results, strict=False)):
                     if job.out not in made:

@@ -12,6 +12,7 @@ from sd_port.commands.model_options import ModelOptions
 from sd_port.commands.options import new_file
 from sd_port.edit_configs import LoRAConfig
 from sd_port.images import read_image
+from sd_port.weights.hub import BUNDLED
 from theory.files import held, write_new
 from theory.progress import progress
 
@@ -52,10 +53,13 @@ class LoraCommand(ModelOptions):
         import jax.random as jr
 
         from sd_port.lora import train_lora
+        from sd_port.nano.known import warn_of_unknown
         from sd_port.weights.lora_files import lora_bytes
 
         pipe = self.load()
         check_size(image.shape[:2], pipe.vae.config.factor)
+        if self.model in BUNDLED:
+            warn_of_unknown(pipe, image[None], [self.image])
         with progress() as bar:
             task = bar.add_task("Compiling, once, then training", total=self.steps)
 

@@ -93,6 +93,15 @@ class _FromPrompt(_Translate):
         super().check()
         at_least(self, forward_batch=1)
 
+    def check_files(self, job) -> None:
+        super().check_files(job)
+        before, after, config = job.request.source_prompt, job.request.prompt, self.settings()
+        if before == after and (not after or config.guidance == config.source_guidance):
+            raise ValueError(
+                f"{job.image}: nothing would change, as its prompts are the same: say in --source-prompt what it "
+                "shows, and in --prompt what it is to show"
+            )
+
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         from sd_port.edits.translate import translate
 

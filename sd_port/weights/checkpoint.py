@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from msgspec import Meta, Struct
+from safetensors import SafetensorError, safe_open
 
 from theory.reading import converted, from_json, read_json, shown
 
@@ -93,6 +94,17 @@ def open_weights(path: Path) -> Mapping[str, LazyTensor]:
         f"{path}: unknown kind of weights file {path.suffix!r}; "
         f"give .safetensors, .safetensors.index.json, {', '.join(_PICKLES)}"
     )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a .safetensors file has beside its tensors; other files have none. Raises ValueError as above."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from None
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -9,6 +9,7 @@ one, so each undoes the other. The numbers in the names follow from the configs:
     the decoder of the VAE counts its levels from the image, so up.i is up_blocks[levels - 1 - i].
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -53,6 +54,12 @@ IRRELEVANT = frozenset(
         "cond_stage_model.model.text_projection",
     }
 )
+# What people's files have besides, and no edit needs: left out with a warning.
+EXTRAS = ("embedding_manager.", "safety_checker.", "denoiser.", CLIP + "text_projection")
+# Keys and metadata by which people's files say what their UNet was trained for; the tensors are empty.
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+PREDICT_KEY = "modelspec.predict_key"
+PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
 # The loss of a VAE's training, and the moving average of an autoencoder's weights.
 _VAE_IRRELEVANT = ("loss.", "model_ema.")
 
@@ -63,6 +70,24 @@ class Parts(NamedTuple):
     unet: Tensors
     vae: Tensors
     text_encoder: Tensors
+
+
+def scheduler_of(tensors: Tensors, metadata: Mapping[str, str]) -> Json:
+    """What a file itself says of its scheduler, and nothing where it does not."""
+    prediction = "v_prediction" if V_PREDICTION in tensors else PREDICTIONS.get(metadata.get(PREDICT_KEY, ""))
+    # Without a trailing grid the time at which there is no signal would never be seen (arXiv 2305.08891, Sec. 3.3).
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if ZERO_SNR in tensors else {}
+    return zero | ({} if prediction is None else {"prediction_type": prediction})
+
+
+def needed(tensors: Tensors, name: str) -> Tensors:
+    """The tensors of the file of this name without marks, and without extras, of which it warns."""
+    extras = {key for key in tensors if key.startswith(EXTRAS)}
+    if extras:
+        kinds = sorted(prefix + "*" for prefix in EXTRAS if any(key.startswith(prefix) for key in extras))
+        said = f"{name}: {len(extras)} tensors that no edit needs are left out: {', '.join(kinds)}"
+        warnings.warn(said, stacklevel=2)
+    return {key: tensor for key, tensor in tensors.items() if key not in extras | {V_PREDICTION, ZERO_SNR}}
 
 
 def detect(tensors: Tensors, prediction_type: str | None) -> dict[str, Json]:

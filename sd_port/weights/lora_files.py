@@ -1,7 +1,8 @@
 """LoRA files: kohya, diffusers (both of its formats) and PEFT, for the UNet and the text encoder of Stable Diffusion.
 
-Every format holds, for a module with weight W, `down` (rank, in) and `up` (out, rank), or their convolutions, and the
-change alpha / rank * up down of W (Hu et al. 2022, arXiv 2106.09685, Sec. 4.1). They differ in how they call them:
+Files are .safetensors or, as diffusers before 0.19 and PEFT before 0.6 wrote them, .bin. Every format holds, for a
+module with weight W, `down` (rank, in) and `up` (out, rank), or their convolutions, and the change
+alpha / rank * up down of W (Hu et al. 2022, arXiv 2106.09685, Sec. 4.1). They differ in how they call them:
 
     kohya           lora_unet_mid_block_attentions_0_proj_in.{lora_down.weight, lora_up.weight, alpha}
     diffusers       unet.mid_block.attentions.0.proj_in.lora.{down, up}.weight; lora_linear_layer in the text encoder
@@ -19,14 +20,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-import ml_dtypes  # noqa: F401  (teaches numpy the bfloat16 that safetensors then returns)
 import numpy as np
 from flax import nnx
 from msgspec import UNSET, Meta, Struct, UnsetType
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
 from sd_port.models.layers import Conv, Linear, LoRA
+from sd_port.weights.checkpoint import open_weights, read_metadata
 from theory.files import write_whole
 from theory.reading import Json, converted, from_json, read_bytes, shown
 
@@ -222,16 +222,11 @@ def lora_bytes(*, unet: nnx.Module, text_encoder: nnx.Module | None = None, form
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of any weights file as float32, and its metadata."""
     if not path.is_file():
-        raise ValueError(f"{path} is not a file: give the .safetensors file of a LoRA")
-    try:
-        with safe_open(path, framework="np") as file:
-            return {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, TypeError, AttributeError) as error:  # the last two for number formats numpy lacks
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({reason}): it is damaged or of another kind"
-        ) from error
+        raise ValueError(f"{path} is not a file: give the .safetensors or .bin file of a LoRA")
+    tensors = {key: tensor.load().astype(np.float32) for key, tensor in open_weights(path).items()}
+    return tensors, read_metadata(path)
 
 
 def _peft_configs(path: Path, metadata: Mapping[str, str]) -> dict[Component, _Peft]:

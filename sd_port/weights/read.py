@@ -15,7 +15,7 @@ from sd_port.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from sd_port.models.unet import UNet
 from sd_port.models.vae import AutoencoderKL
 from sd_port.weights import ldm
-from sd_port.weights.checkpoint import open_weights, read_index, shard_paths
+from sd_port.weights.checkpoint import open_weights, read_index, read_metadata, shard_paths
 from sd_port.weights.configs import COMPONENTS, SCHEDULER_DEFAULTS
 from sd_port.weights.fill import abstract, fill
 from sd_port.weights.folder import choose
@@ -73,7 +73,7 @@ def read(
     `config`: for a single file, a diffusers folder or id with the tokenizer, and with the VAE and the text encoder
     where the file lacks them. Its configs go before the built-in ones.
     `ema`: for a single file, the moving average of the UNet's weights.
-    `prediction_type`: for a single file of SD 2.x, "epsilon" or "v_prediction".
+    `prediction_type`: for a single file of SD 2.x that does not say it, "epsilon" or "v_prediction".
 
     Raises ValueError, FileNotFoundError or OSError, in one line that names the file or the option to give.
     """
@@ -186,8 +186,10 @@ def _files(weights: Path) -> tuple[Path, ...]:
 
 def _from_file(path: Path, beside: Path | None, variant: str | None, ema: bool, prediction: str | None) -> _Source:
     tensors = open_weights(path)
+    said = ldm.scheduler_of(tensors, read_metadata(path)) | ({"prediction_type": prediction} if prediction else {})
     try:
-        source = _beside(beside, prediction) if beside else _alone(tensors, prediction)
+        tensors = ldm.needed(tensors, str(path))
+        source = _beside(beside, said) if beside else _alone(tensors, said)
         parsed = [CONFIGS[component].from_json(source.configs[component]) for component in COMPONENTS]
         parts = ldm.split(tensors, *parsed, ema=ema)
     except ValueError as error:
@@ -200,17 +202,16 @@ def _from_file(path: Path, beside: Path | None, variant: str | None, ema: bool, 
     return source
 
 
-def _alone(tensors: Tensors, prediction: str | None) -> _Source:
-    configs = ldm.detect(tensors, prediction)
-    scheduler = configs["scheduler"] | ({"prediction_type": prediction} if prediction else {})
-    return _Source({component: configs[component] for component in COMPONENTS}, scheduler)
+def _alone(tensors: Tensors, said: Json) -> _Source:
+    """What the shapes of a single file tell of it, over which goes what is said of its scheduler."""
+    configs = ldm.detect(tensors, said.get("prediction_type"))
+    return _Source({component: configs[component] for component in COMPONENTS}, configs["scheduler"] | said)
 
 
-def _beside(folder: Path, prediction: str | None) -> _Source:
-    """What the folder that is given with a single file tells of it."""
+def _beside(folder: Path, said: Json) -> _Source:
+    """What the folder that is given with a single file tells of it, over which goes what is said of its scheduler."""
     configs = {component: _config(component, folder / component) for component in COMPONENTS}
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    scheduler |= {"prediction_type": prediction} if prediction else {}
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json") | said
     return _Source(configs, scheduler, _tokenizer(folder))
 
 

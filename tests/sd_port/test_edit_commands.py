@@ -18,6 +18,7 @@ from PIL import Image
 from sd_port.__main__ import main
 from sd_port.commands.replay import EDITS
 from sd_port.images import as_png, read_image, read_record, to_pil
+from sd_port.nano import known
 from sd_port.nano.scenes import draw, render
 from sd_port.pipeline import StableDiffusion
 from tests.sd_port import tiny
@@ -63,6 +64,17 @@ def refused(capsys, *args: str) -> str:
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(f"sd-edit {args[0]}: ")
     return line
+
+
+def test_pictures_that_the_bundled_model_cannot_know(monkeypatch, capsys):
+    """One line for each, which names it and the option, and the edit is made; of other models nothing is said."""
+    monkeypatch.setattr(known, "LARGEST_ERROR", 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["sdedit", "sea.png", *ENOUGH["sdedit"]])
+        assert "sd-edit: sea.png: nano knows drawn seascapes alone, and this is none" in capsys.readouterr().err
+        main(["sdedit", "sea.png", *ENOUGH["sdedit"], "--model", str(tiny.folder()), "--out", "other.png"])
+    assert "nano knows" not in capsys.readouterr().err and Path("edited.png").exists()
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -377,7 +389,13 @@ def bad(tmp_path_factory) -> Path:
         (("sdedit", "--batch", "twins", "--out", "done"), "several pictures called a"),
         (("cycle", "sea.png", "--t0", "0"), "t0 = 0"),
         (("drag", "sea.png", "--edit", "far.json"), "far.json: source[0][0] must be a number above"),
-        (("sdedit", "sea.png", "--prompt", "a boat", "--steps", "3", "--guidance", "1e30"), "lower the guidance"),
+        (("sdedit", "sea.png", "--prompt", "a boat", "--steps", "3", "--guidance", "1e30"), "must lie between"),
+        (("cycle", "sea.png"), "sea.png: nothing would change, as its prompts are the same"),
+        (("ddib", "sea.png"), "nothing would change"),
+        (
+            ("cycle", "sea.png", "--prompt", "a", "--source-prompt", "a", "--guidance", "1"),
+            "nothing would change",
+        ),
         (("lora", "sea.png", "--seed", str(2**70)), "must lie in 0 ... 4294967295"),
         (("demo", "--seed", str(2**70)), "must lie in 0 ... 4294967295"),
         (("generate", "a boat", "--seed", str(2**70)), "must lie in 0 ... 4294967295"),

@@ -512,7 +512,7 @@ def test_the_file_of_the_refusals_is_read_without_the_extra_key(pair, tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [(None, "is not a file"), (b"", "cannot be read"), (b"\x80\x02}q\x00." * 20, "cannot be read")],
+    [(None, "is not a file"), (b"", "is empty"), (b"\x80\x02}q\x00." * 20, "not a safetensors file")],
     ids=["missing", "empty", "pickle"],
 )
 def test_damaged_files(tmp_path, content, message):
@@ -528,8 +528,35 @@ def test_cut_file(tmp_path):
     file = tmp_path / "a.safetensors"
     save_file(tensors_of(), file)
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="truncated"):
         read_lora(file)
+
+
+@pytest.mark.parametrize(
+    ("end", "dtype"),
+    [
+        *[(end, dtype) for end in ("safetensors", "bin", "pt") for dtype in (torch.float16, torch.bfloat16)],
+        *[("safetensors", dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)],
+    ],
+)
+def test_every_file_and_dtype_gives_the_same_numbers(tmp_path, end, dtype):
+    """As torch widens them; .bin is what diffusers wrote before 0.19."""
+    tensors = {key: torch.randn(value.shape).to(dtype) for key, value in tensors_of().items()}
+    file = tmp_path / f"pytorch_lora_weights.{end}"
+    save_file(tensors, file) if end == "safetensors" else torch.save(tensors, file)
+    (adapter,) = read_lora(file).adapters.values()
+    for ours, theirs in zip(adapter[:2], tensors.values(), strict=True):
+        np.testing.assert_array_equal(ours, theirs.float().numpy(), strict=True)
+    assert adapter.alpha == adapter.rank == 2
+
+
+def test_peft_s_configuration_counts_beside_its_bin(tmp_path):
+    """adapter_config.json has alpha, as beside adapter_model.safetensors."""
+    tensors = tensors_of(f"base_model.model.{Q}", (".lora_A.weight", ".lora_B.weight"))
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
+    (adapter,) = read_lora(tmp_path / "adapter_model.bin").adapters.values()
+    assert adapter.alpha == 8
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from sd_port.models.layers import LoRA
+from sd_port.scheduler import Scheduler
 from sd_port.weights import ldm, save
 from sd_port.weights.fill import abstract
 from sd_port.weights.read import Components, digest, read
@@ -314,6 +315,50 @@ def test_a_single_file(written, tmp_path, suffix):
     assert read(path, config=written / "plain", prediction_type="v_prediction").scheduler["prediction_type"] == (
         "v_prediction"
     )
+
+
+EXTRAS = (
+    "embedding_manager.embedder.weight",
+    "safety_checker.concept_embeds",
+    "denoiser.sigmas",
+    f"{ldm.CLIP}text_projection.weight",
+)
+
+
+def test_what_no_edit_needs_is_left_out(written, tmp_path):
+    """With one warning for all of it; what nobody knows is refused as before."""
+    path, extras = tmp_path / "a.safetensors", dict.fromkeys(EXTRAS, np.ones((2, 2), np.float32))
+    save_file(single_file() | extras, path)
+    with pytest.warns(UserWarning, match=r"a\.safetensors: 4 tensors that no edit needs are left out: .*_projection\*"):
+        components = read(path, config=written / "plain")
+    assert_is(components)
+    save_file(single_file() | {"denoise.sigmas": np.ones(2, np.float32)}, path)
+    with pytest.raises(ValueError, match=r"1 keys belong to no model of Stable Diffusion: denoise\.sigmas"):
+        read(path, config=written / "plain")
+
+
+@pytest.mark.parametrize(
+    ("marks", "metadata", "expected"),
+    [
+        ({}, {}, ("epsilon", None)),
+        ({"v_pred"}, {}, ("v_prediction", None)),
+        ({"v_pred", "ztsnr"}, {}, ("v_prediction", True)),
+        ({}, {"modelspec.predict_key": "v"}, ("v_prediction", None)),
+        ({}, {"modelspec.predict_key": "epsilon"}, ("epsilon", None)),
+        ({}, {"modelspec.predict_key": "else"}, ("epsilon", None)),
+    ],
+)
+def test_what_a_single_file_says_of_itself(written, tmp_path, marks, metadata, expected):
+    """ComfyUI's marks and the model's specification go before the folder's scheduler, and options before both."""
+    path = tmp_path / "a.safetensors"
+    save_file(single_file() | dict.fromkeys(marks, np.zeros(0, np.float32)), path, metadata)
+    components = read(path, config=written / "plain")
+    assert_is(components)
+    scheduler = components.scheduler
+    assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"] or None) == expected
+    assert (Scheduler.from_json(scheduler).schedule.alphas_cumprod[-1] < 1e-7) == bool(expected[1])
+    forced = read(path, config=written / "plain", prediction_type="epsilon").scheduler
+    assert forced["prediction_type"] == "epsilon"
 
 
 def test_the_moving_average_of_a_single_file(written, tmp_path):
