@@ -9,12 +9,17 @@ import difflib
 import errno
 import itertools
 import re
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 INTERRUPTED = "interrupted; what was finished stays, and the same command goes on from there"
+IMPORTING, AGAIN = "<frozen importlib._bootstrap>", 0.02  # whose frames are those of an import; seconds
 KINDS = {"INT": "whole number", "FLOAT": "number", "PATH": "path", "STR": "text"}  # as tyro calls them
 COUNTS = {1: "a", 2: "two", 3: "three"}
 REMEDIES = {
@@ -44,7 +49,8 @@ class _Misuse(Exception):
 def one_line(program: str) -> Iterator[None]:
     """Ends the process where something goes wrong within: 2 for what cannot be, 1 for `Partly`, 130 interrupted."""
     try:
-        yield
+        with _interruptible():
+            yield
     except Partly as error:
         for line in error.args:
             print(f"{program}: {' '.join(line.split())}", file=sys.stderr)
@@ -58,8 +64,34 @@ def one_line(program: str) -> Iterator[None]:
         print(f"{program}: {said(MemoryError())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        warnings.showwarning = lambda *_, **__: None  # threads that waited for this one say that it took long
         print(f"{program}: {INTERRUPTED}", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """An interrupt waits until an import has ended: native modules crash the process if they are left half-loaded."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupted) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTING:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)  # whose signal comes here too
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def said(error: BaseException) -> str:
@@ -105,19 +137,23 @@ def _wrong(event: Any, kind: Any, argv: Sequence[str]) -> str:
     if what == "MissingArgs":
         if event.unrecognized_tokens:
             return _unknown(event.unrecognized_tokens, kind)
-        return f"{event.missing_arguments[0].arg.display_name().upper()}: is missing"
+        return f"{_name(event.missing_arguments[0].arg)}: is missing"
     if what == "UnrecognizedArgs":
         return _unknown(event.tokens, kind)
     if what == "InvalidChoice":
-        choices = [choice for choice in event.choices if choice != "None"]
+        choices = sorted(choice for choice in event.choices if choice != "None")  # the order of some is drawn
         return f"{event.argument.display_name()} {event.value}: must be {_either(choices)}"
     argument = getattr(event, "argument", None)
     if argument is None:
         return " ".join(str(getattr(event, "message", "the arguments cannot be understood")).split())
-    name, given = argument.display_name(), " ".join(_given(argument, argv))
-    start = name.upper() if argument.is_positional() else f"{name} {given}".strip()
+    start = f"{_name(argument)} {' '.join(_given(argument, argv))}".strip()
     own = str(getattr(event, "message", ""))  # of our own constructors, which say what must be
     return f"{start}: {own if own.startswith('must') else f'must be {_kinds(str(argument.lowered.metavar))}'}"
+
+
+def _name(argument: Any) -> str:
+    name = argument.display_name()
+    return name.upper() if argument.is_positional() else name
 
 
 def _unknown(tokens: Sequence[str], kind: Any) -> str:

@@ -218,7 +218,17 @@ def lora_bytes(*, unet: nnx.Module, text_encoder: nnx.Module | None = None, form
     if not tensors:
         raise ValueError("nothing to write: the models have no adapters")
     metadata = {"format": "pt"} if format == "kohya" else {"format": "pt", METADATA: json.dumps(config, sort_keys=True)}
-    return serialized(tensors, metadata)
+    return _ordered(serialized(tensors, metadata))
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with its metadata by name: the library writes them in an order that is drawn."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

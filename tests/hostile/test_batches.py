@@ -1,4 +1,4 @@
-"""Folders of pictures with something wrong: the rest is edited, what is left out is named, the exit code is 1."""
+"""Folders of pictures in which something is wrong: all else is edited, and what is left out is named."""
 
 import os
 import shutil
