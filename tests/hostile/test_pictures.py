@@ -221,7 +221,7 @@ def test_whatever_is_in_it(tmp_path_factory, kind, data):
     changed = bytearray(whole.read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    path = folder / "fuzzed"
+    path = folder / "fuzzed picture"
     path.write_bytes(changed[: data.draw(st.sampled_from([len(changed), len(changed) // 2, 40]))])
     for reader in READERS:
         with warnings.catch_warnings():

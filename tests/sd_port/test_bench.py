@@ -219,7 +219,7 @@ def test_other_settings_need_another_folder(tmp_path, dragged):
         BenchCommand(folder=folder, out=out).run()
     assert (out / "a" / PICTURE).read_bytes() == before and len(dragged) == 1
     (out / "a" / PICTURE).write_bytes(b"")
-    with pytest.raises(ValueError, match="not an image with a record"):
+    with pytest.raises(ValueError, match=r"dragged_image\.png: cannot be read as an image"):
         BenchCommand(folder=folder, out=out).run()
 
 
