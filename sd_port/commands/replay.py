@@ -100,6 +100,8 @@ class Replay:
 
     def earlier(self) -> Earlier:
         """Raises FileNotFoundError, and ValueError with the file and the place in it, where no edit could write it."""
+        if self.result.suffix != ".json":
+            raise ValueError(f"{self.result}: give the JSON file that lies beside the picture")
         record: Record = read_json(self.result, Record)
         if record.command not in EDITS:
             raise ValueError(f"{self.result}: command must be {' or '.join(EDITS)}, not {shown(record.command)}")

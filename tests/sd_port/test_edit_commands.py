@@ -72,7 +72,7 @@ def test_pictures_that_the_bundled_model_cannot_know(monkeypatch, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         main(["sdedit", "sea.png", *ENOUGH["sdedit"]])
-        assert "sd-edit: sea.png: nano knows drawn seascapes alone, and this is none" in capsys.readouterr().err
+        assert "sd-edit sdedit: sea.png: nano knows drawn seascapes alone, and this is none" in capsys.readouterr().err
         main(["sdedit", "sea.png", *ENOUGH["sdedit"], "--model", str(tiny.folder()), "--out", "other.png"])
     assert "nano knows" not in capsys.readouterr().err and Path("edited.png").exists()
 
