@@ -106,7 +106,7 @@ def test_what_is_replayed_must_not_have_changed(capsys):
     assert "sea.png has changed since" in refused(capsys, "replay", "edited.json")
     os.remove("sea.png")
     assert "sea.png is not there" in refused(capsys, "replay", "edited.json")
-    assert "edited.png: not JSON" in refused(capsys, "replay", "edited.png")
+    assert "edited.png: give the JSON file" in refused(capsys, "replay", "edited.png")
 
 
 def test_points_from_a_file_and_frames(capsys):
