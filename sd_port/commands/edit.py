@@ -318,7 +318,7 @@ class EditCommand(ModelOptions, ABC):
         return job.made_of(lora=self.lora, edit=self.edit)
 
     def write(self, job: Job, result: EditResult, place: tuple[int, int], model_sha256: str) -> None:
-        """The JSON file first: where the picture is, all is. Neither, where one cannot be written."""
+        """The picture last: where it is, all is. Nothing, where something cannot be written."""
         import jax
 
         record = result.record | {
@@ -337,11 +337,8 @@ class EditCommand(ModelOptions, ABC):
         beside = job.out.with_suffix(".json")
         if self.is_mine(json_or_none(beside)):  # a killed run wrote it, and not the picture
             beside.unlink()
-        files: dict[Path, Write] = {
-            beside: lambda file: file.write(text.encode()),
-            job.out: as_png(result.image, record),
-        }
-        write_new(files | self.files_beside(job, result))
+        files = {beside: lambda file: file.write(text.encode()), **self.files_beside(job, result)}
+        write_new(files | {job.out: as_png(result.image, record)})
 
     def files_beside(self, job: Job, result: EditResult) -> dict[Path, Write]:
         """What else is written with the picture, all of it or none."""

@@ -93,7 +93,10 @@ def fit(
         weights, jax.tree.map(jnp.copy, weights), jax.device_put(optimizer.init(cast(optax.Params, weights)), place)
     )
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, save_interval_steps=settings.checkpoint_every, read_only=stop_at == 0
+        max_to_keep=2,
+        save_interval_steps=settings.checkpoint_every,
+        read_only=stop_at == 0,
+        cleanup_tmp_directories=stop_at != 0,  # of a run that was killed while it wrote
     )
     last = settings.steps if stop_at is None else min(stop_at, settings.steps)
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager, _progress() as progress:

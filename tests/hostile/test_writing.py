@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from sd_port.__main__ import main
-from sd_port.nano.train import _same_config
+from sd_port.nano.train import CONFIG, _same_config, read_config, train
 from sd_port.pipeline import StableDiffusion
 from tests.sd_port import tiny
 from theory.files import folder_held, held, write_new, write_whole
@@ -248,6 +249,38 @@ def test_the_config_of_a_run_is_written_once(tmp_path):
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (about.st_mtime_ns, about.st_ino)
     with pytest.raises(ValueError, match="another config"):
         _same_config(path, {"a": 2})
+
+
+@pytest.mark.parametrize("place", ["run", "out"])
+def test_a_second_training_is_refused(place, tmp_path):
+    """Of one run, or of one model to write: before anything is computed or written."""
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / place):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(BlockingIOError, match="another process is writing there"):
+            train(read_config(CONFIG), tmp_path / "run", tmp_path / "out")
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Over what a killed process left of it; a full disk, which safetensors reports in its own way, leaves nothing."""
+    tiny_model = StableDiffusion.load(tiny.folder())
+
+    def full(*args, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"out: Error while serializing: .* No space left"),
+    ):
+        patch.setattr("sd_port.weights.save.save_file", full)
+        tiny_model.save(tmp_path / "out")
+    (tmp_path / ".out.part/unet").mkdir(parents=True)
+    (tmp_path / ".out.part/unet/half").write_text("")
+    tiny_model.save(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "sea.png"] == ["out"]
+    assert not (tmp_path / "out/unet/half").exists()
+    StableDiffusion.load(tmp_path / "out")
 
 
 # --- real signals --------------------------------------------------------------------------------------------------
