@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from sd_port.checks import check_size
+from sd_port.commands.jobs import about
 from sd_port.commands.model_options import ModelOptions
 from sd_port.commands.options import check_seed, new_file
 from sd_port.edit_configs import LoRAConfig
@@ -55,7 +56,8 @@ class LoraCommand(ModelOptions):
         from sd_port.weights.lora_files import lora_bytes
 
         pipe = self.load()
-        check_size(image.shape[:2], pipe.vae.config.factor)
+        with about(self.image):
+            check_size(image.shape[:2], pipe.vae.config.factor)
         with progress() as bar:
             task = bar.add_task("Compiling, once, then training", total=self.steps)
 
