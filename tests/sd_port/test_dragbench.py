@@ -144,10 +144,8 @@ def test_pointers_are_not_followed(tmp_path):
     program = f"from sd_port.__main__ import main; main(['bench', {str(tmp_path)!r}])"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2, (run.returncode, run.stderr)
-    assert (
-        run.stderr.startswith(f"sd-edit bench: {folder / 'meta_data.pkl'}: cannot be read")
-        and run.stderr.count("\n") == 1
-    )
+    said = f"sd-edit bench: {folder / 'meta_data.pkl'}: cannot be read"
+    assert run.stderr.startswith(said) and run.stderr.count("\n") == 1
 
 
 def test_numbers_of_either_byte_order_and_alone(tmp_path):
