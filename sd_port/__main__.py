@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-from theory.command_line import one_line, parsed
+from theory.command_line import one_line, parsed, say
 
 ABOUT = "Generates and edits images with Stable Diffusion, by the solvers of the theory."
 
@@ -22,9 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
             set_flags(LITTLE_MEMORY)
             collect_rarely()
-            warnings.showwarning = lambda message, *_: print(
-                f"{program}: {' '.join(str(message).split())}", file=sys.stderr
-            )
+            warnings.showwarning = lambda message, *_: say(program, message)
             command.run()
 
 

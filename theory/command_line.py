@@ -53,19 +53,19 @@ def one_line(program: str) -> Iterator[None]:
             yield
     except Partly as error:
         for line in error.args:
-            print(f"{program}: {' '.join(line.split())}", file=sys.stderr)
+            say(program, line)
         sys.exit(1)
     except (ValueError, OSError, FloatingPointError, OverflowError, MemoryError) as error:
-        print(f"{program}: {said(error)}", file=sys.stderr)
+        say(program, said(error))
         sys.exit(2)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for memory; all else is an error of the program
             raise
-        print(f"{program}: {said(MemoryError())}", file=sys.stderr)
+        say(program, said(MemoryError()))
         sys.exit(2)
     except KeyboardInterrupt:
         warnings.showwarning = lambda *_, **__: None  # threads that waited for this one say that it took long
-        print(f"{program}: {INTERRUPTED}", file=sys.stderr)
+        say(program, INTERRUPTED)
         sys.exit(130)
 
 
@@ -92,6 +92,11 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def say(program: str, what: object) -> None:
+    """One line on stderr; what is not UTF-8 in it as escapes."""
+    print(f"{program}: {_text(' '.join(str(what).split()))}", file=sys.stderr)
 
 
 def said(error: BaseException) -> str:

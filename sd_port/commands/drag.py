@@ -83,7 +83,7 @@ class DragCommand(EditCommand, DragOptions):
 
     def check_files(self, job) -> None:
         super().check_files(job)
-        ends(job)
+        self.ends(job)
 
     def check_job(self, job, pipe) -> None:
         from sd_port.edits.canvas import check_text_model
@@ -93,7 +93,19 @@ class DragCommand(EditCommand, DragOptions):
         super().check_job(job, pipe)
         settings = self.settings()
         settings.grid(pipe.schedule)
-        plan(*ends(job), pipe.vae.config.factor, settings)
+        plan(*self.ends(job), pipe.vae.config.factor, settings)
+
+    def ends(self, job: Job) -> tuple[Points, Points]:
+        """Sources and targets in the picture. Raises ValueError for points that are not in pairs, or outside of it."""
+        size, (source, target) = image_size(job.image), points_of(job.request)
+        from_file = self.edit or self.batch
+        names = [f"{from_file}: source", f"{from_file}: target"] if from_file else ["--source", "--target"]
+        for name, points in zip(names, (source, target), strict=True):
+            if len(points) == 0:
+                raise ValueError(f"{name}: must be at least one point x y, in pixels")
+        if len(source) != len(target):
+            raise ValueError(f"{names[1]}: has {len(target)} points, and there are {len(source)} sources: give pairs")
+        return check_points(source, size, names[0]), check_points(target, size, names[1])
 
     def edited(self, pipe, jobs, key, told) -> list[EditResult]:
         import jax.random as jr
@@ -134,18 +146,6 @@ class DragCommand(EditCommand, DragOptions):
         frames = [to_pil(frame) for frame in (read_image(job.image), *result.frames)]
         options: Any = {"save_all": True, "append_images": frames[1:], "duration": 300, "loop": 0}
         return {self.save_frames: lambda file: frames[0].save(file, format="GIF", **options)}
-
-
-def ends(job: Job) -> tuple[Points, Points]:
-    """Sources and targets in the picture. Raises ValueError for a point outside of it."""
-    size = image_size(job.image)
-    source, target = points_of(job.request)
-    for name, points in (("--source", source), ("--target", target)):
-        if len(points) == 0:
-            raise ValueError(f"{name}: must be at least one point x y, in pixels; give it, or --edit")
-    if len(source) != len(target):
-        raise ValueError(f"--target: has {len(target)} points and --source {len(source)}; they come in pairs")
-    return check_points(source, size, "source"), check_points(target, size, "target")
 
 
 def points_of(request: Request) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ import tyro
 
 from sd_port.checks import check_mask, check_seed, check_size, latent_mask
 from sd_port.commands.edit_file import EditFile, read_edit_file
-from sd_port.commands.jobs import PICTURES, Job, Ready, json_or_none, ready
+from sd_port.commands.jobs import PICTURES, Job, Ready, about, json_or_none, mask_of, ready
 from sd_port.commands.model_options import ModelOptions
 from sd_port.commands.options import at_least, new_file
 from sd_port.dragbench import Request, read_set
@@ -92,24 +92,24 @@ class EditCommand(ModelOptions, ABC):
     def check_files(self, job: Job) -> None:
         """Raises ValueError for a job that no model can do, before one is loaded: its picture is read whole."""
         mask = ready(job).mask
-        if isinstance(job.mask, Path) and mask is not None and not mask.any():
-            highest = read_grey(job.mask).max()
-            raise ValueError(
-                f"--mask {job.mask}: nothing may change: of 0 ... 255 its highest value is {highest}, and "
-                "what may change must be white, more than 127"
-            )
-        if mask is not None:
-            check_mask(mask, image_size(job.image))
+        with about(mask_of(job)):
+            if isinstance(job.mask, Path) and mask is not None and not mask.any():
+                highest = read_grey(job.mask).max()
+                raise ValueError(f"its highest value of 0 ... 255 is {highest}; what may change must be more than 127")
+            if mask is not None:
+                check_mask(mask, image_size(job.image))
         if not is_text(job.request.prompt + job.request.source_prompt):
             raise ValueError(f"{job.image}: its prompt is not Unicode text; write it anew")
 
     def check_job(self, job: Job, pipe: "StableDiffusion") -> None:
         """Raises ValueError for a job that this model cannot do, before any is begun."""
         size, factor = image_size(job.image), pipe.vae.config.factor
-        check_size(size, factor)
+        with about(job.image):
+            check_size(size, factor)
         if job.mask is not None:
             mask = read_mask(job.mask) if isinstance(job.mask, Path) else job.mask
-            latent_mask(check_mask(mask, size), factor, self.share)
+            with about(mask_of(job)):
+                latent_mask(check_mask(mask, size), factor, self.share)
 
     def check_out(self) -> None:
         """Raises ValueError if one of the two files is there already."""
@@ -192,7 +192,8 @@ class EditCommand(ModelOptions, ABC):
             except ValueError as error:
                 if self.batch is None:
                     raise
-                left_out[job.out] = str(error)
+                why = str(error)
+                left_out[job.out] = why if str(job.image) in why else f"{job.image}: {why}"
         rest = [[job for job in group if job.out not in left_out] for group in groups]
         return [group for group in rest if group]
 
@@ -354,5 +355,5 @@ class EditCommand(ModelOptions, ABC):
 def check_picture(job: Job) -> None:
     """Raises ValueError for what has no size, and for a name that JSON cannot hold."""
     if not is_text(str(job.image)):
-        raise ValueError(f"{str(job.image)!r}: the name is not UTF-8; rename the file")
+        raise ValueError(f"{job.image}: the name is not UTF-8; rename the file")
     image_size(job.image)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +50,20 @@ def ready(job: Job) -> Ready:
     """Raises ValueError, naming the file, for a picture that cannot be read."""
     mask = read_mask(job.mask) if isinstance(job.mask, Path) else job.mask
     return Ready(read_image(job.image), mask, job.request)
+
+
+def mask_of(job: Job) -> str:
+    """What its mask is called in messages."""
+    return f"--mask {job.mask}" if isinstance(job.mask, Path) else f"the mask of {job.image}"
+
+
+@contextmanager
+def about(what: str | Path) -> Iterator[None]:
+    """A ValueError within says what it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def json_or_none(path: Path) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from sd_port.checks import check_seed, check_size
+from sd_port.commands.jobs import about
 from sd_port.commands.model_options import ModelOptions
 from sd_port.commands.options import new_file
 from sd_port.edit_configs import LoRAConfig
@@ -57,7 +58,8 @@ class LoraCommand(ModelOptions):
         from sd_port.weights.lora_files import lora_bytes
 
         pipe = self.load()
-        check_size(image.shape[:2], pipe.vae.config.factor)
+        with about(self.image):
+            check_size(image.shape[:2], pipe.vae.config.factor)
         if self.model in BUNDLED:
             warn_of_unknown(pipe, image[None], [self.image])
         with progress() as bar:

@@ -69,7 +69,11 @@ NOT_UTF_8 = os.fsdecode(b"in/caf\xe9.png")
         ("in/c.jpg", lambda path: path.write_text("<html>"), "left out: in/c.jpg: cannot be read as an image"),
         ("in/c.png", Path.mkdir, "left out: in/c.png: cannot be read as an image"),
         ("in/c.png", lambda path: path.symlink_to("nowhere"), "left out: in/c.png: cannot be read as an image"),
-        (NOT_UTF_8, lambda path: shutil.copy("in/a.png", path), r"caf\udce9.png': the name is not UTF-8; rename"),
+        (
+            NOT_UTF_8,
+            lambda path: shutil.copy("in/a.png", path),
+            r"left out: in/caf\xe9.png: the name is not UTF-8; rename",
+        ),
         ("in/c.png", lambda path: Image.new("L", (2000, 2000)).save(path), "too large to edit at once"),
     ],
 )

@@ -360,7 +360,7 @@ def bad(tmp_path_factory) -> Path:
         (("drag", "sea.png", *DRAG, "--mask", "none.png"), "none.png: cannot be read"),
         (
             ("drag", "sea.png", *DRAG, "--mask", "black.png"),
-            "0 ... 255 its highest value is 0",
+            "its highest value of 0 ... 255 is 0",
         ),
         (("drag", "sea.png", *DRAG, "--mask", "small.png"), "the mask is (8, 8) pixels"),
         (("drag", "sea.png", *DRAG, "--out", "edited.jpg"), "must end in .png"),
