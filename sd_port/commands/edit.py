@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what computes is loaded after the options have been checked
     from theory.types import PRNGKey
 
 OUTPUTS = ("out", "save_frames")  # options that say where things are written, not what
-PATHS = ("image", "batch", "edit", "lora", "mask")  # options that say where things are read; their hashes say what
+PATHS = ("image", "batch", "edit", "lora", "embedding", "mask")  # options that say where things are read
 
 Settings = TypeVar("Settings", InpaintConfig, TranslateConfig)
 Told = Callable[[int, int], None]
@@ -62,6 +62,9 @@ class EditCommand(ABC):
     """nano (bundled), a diffusers folder, a single .safetensors file, or an id on the Hub (see sd-edit models)."""
     lora: Path | None = None
     """A LoRA file (kohya, diffusers or PEFT)."""
+    embedding: Path | None = None
+    """A file of textual inversion, whose token means its vectors in prompts: <name> in diffusers' files, the name of
+    the file in webui's."""
     mask: Path | None = None
     """A picture of the same size, white where things may change; without one everything may."""
     seed: int | None = None
@@ -244,6 +247,8 @@ class EditCommand(ABC):
             pipe = StableDiffusion.load(self.model, dtype=self.dtype, mesh=mesh)
             if self.lora is not None:
                 pipe.load_lora(self.lora)
+            if self.embedding is not None:
+                pipe.load_embedding(self.embedding)
         return pipe
 
     def masks_of(self, jobs: Sequence[Ready]) -> np.ndarray | None:
@@ -257,7 +262,7 @@ class EditCommand(ABC):
 
     def made_of(self, job: Job) -> dict[str, str]:
         """The hashes of what was read for it."""
-        return job.made_of(lora=self.lora, edit=self.edit)
+        return job.made_of(lora=self.lora, embedding=self.embedding, edit=self.edit)
 
     def write(self, job: Job, result: EditResult, place: tuple[int, int], model_sha256: str) -> None:
         """The JSON file first: where the picture is, all is. Neither, where one cannot be written."""

@@ -70,6 +70,9 @@ class Generate:
     """A LoRA file (kohya, diffusers or PEFT)."""
     lora_scale: float = 1.0
     """How much the LoRA counts."""
+    embedding: Path | None = None
+    """A file of textual inversion, whose token means its vectors in both prompts: <name> in diffusers' files, the name
+    of the file in webui's."""
 
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
@@ -121,6 +124,8 @@ def _load(args: Generate) -> "StableDiffusion":
         pipe = StableDiffusion.load(args.model, dtype=args.dtype, **files)
         if args.lora is not None:
             pipe.load_lora(args.lora)
+        if args.embedding is not None:
+            pipe.load_embedding(args.embedding)
     return pipe
 
 
@@ -152,6 +157,7 @@ def _record(args: Generate, pipe: "StableDiffusion", shape: tuple[int, ...]) -> 
         "spacing": args.spacing or pipe.scheduler.spacing,
         "model_sha256": pipe.digest(),
         "lora_sha256": None if args.lora is None else digest([args.lora]),
+        "embedding_sha256": None if args.embedding is None else digest([args.embedding]),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }

@@ -99,7 +99,7 @@ def job_of(earlier: Earlier) -> Job:
     job = next((job for group in command.groups() for job in group if job.name == earlier.item), None)
     if job is None:
         raise ValueError(f"--batch {command.batch}: has no item {earlier.item} any more")
-    paths = {"image": job.image, "lora": command.lora, "edit": command.edit}
+    paths = {"image": job.image, "lora": command.lora, "embedding": command.embedding, "edit": command.edit}
     for name, found in command.made_of(job).items():
         if earlier.read.get(name) != found:
             raise ValueError(f"{paths.get(name, f'the {name} of {job.image}')} has changed since")
@@ -108,7 +108,7 @@ def job_of(earlier: Earlier) -> Job:
 
 def _options(values: dict[str, Any]) -> dict[str, Any]:
     made = {name: _tuples(value) for name, value in values.items()}
-    return made | {name: Path(made[name]) for name in PATHS if made[name] is not None}
+    return made | {name: Path(made[name]) for name in PATHS if made.get(name) is not None}
 
 
 def _tuples(value: Any) -> Any:
