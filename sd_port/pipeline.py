@@ -21,6 +21,7 @@ from sd_port.models.vae import AutoencoderKL
 from sd_port.noise_fn import Context, Scale, as_float32, scale_adapters, unet_noise_fn
 from sd_port.scheduler import Scheduler
 from sd_port.tokenizer import ClipTokenizer
+from sd_port.weights.embeddings import Embedding, read_embedding
 from sd_port.weights.lora_files import attach, detach, read_lora
 from sd_port.weights.read import Components, digest, read
 from sd_port.weights.save import save
@@ -82,7 +83,12 @@ class StableDiffusion:
         return cls(components.unet, components.vae, components.text_encoder, tokenizer, scheduler, components, mesh)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that diffusers and `load` open, without adapters. Raises FileExistsError if there is one."""
+        """Writes a folder that diffusers and `load` open, without adapters.
+
+        Raises FileExistsError if there is one, and ValueError for a model that has learned tokens since it was loaded.
+        """
+        if self.tokenizer.learned:
+            raise ValueError("a model with learned tokens is not written: load it anew, without them")
         save(
             Path(folder),
             self.unet,
@@ -94,8 +100,40 @@ class StableDiffusion:
         )
 
     def load_lora(self, path: str | Path) -> None:
-        """Puts the adapters of a LoRA file on the UNet and the text encoder, in place of those they had."""
-        attach(read_lora(path), unet=self.unet, text_encoder=self.text_encoder)
+        """Puts the adapters of a LoRA file on the UNet and the text encoder, in place of those they had.
+
+        Learns the tokens that are bundled with them. Raises ValueError for what does not fit.
+        """
+        file = read_lora(path)
+        attach(file, unet=self.unet, text_encoder=self.text_encoder)
+        for embedding in file.embeddings:
+            self._learn(embedding, path)
+
+    def load_embedding(self, path: str | Path) -> str:
+        """Learns a token from a file of textual inversion, and returns it: in prompts it stands for its vectors.
+
+        Raises ValueError, naming the file, where it is of another model or its token is known already.
+        """
+        embedding = read_embedding(path)
+        self._learn(embedding, path)
+        return embedding.token
+
+    def _learn(self, embedding: Embedding, path: str | Path) -> None:
+        token, vectors = embedding
+        config, table = self.text_encoder.config, self.text_encoder.embeddings.token_embedding.embedding
+        if vectors.shape[1] != config.hidden_size:
+            raise ValueError(
+                f"{path}: its vectors have {vectors.shape[1]} features, this model's have {config.hidden_size}: "
+                "it is for another model"
+            )
+        try:
+            tokenizer = self.tokenizer.with_learned(token, len(vectors))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        known = table[...][: self.tokenizer.backend.get_vocab_size()]  # the rows after them have no token
+        table.set_value(jnp.concatenate([known, jnp.asarray(vectors, known.dtype)]))
+        self.text_encoder.config = dataclasses.replace(config, vocab_size=len(table[...]))
+        self.tokenizer = tokenizer
 
     def unload_lora(self) -> None:
         """Takes all adapters off."""

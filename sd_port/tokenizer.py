@@ -5,8 +5,8 @@ files of a `tokenizer` folder, as transformers 5 builds its CLIPTokenizer, so tr
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ class ClipTokenizer:
     model_max_length: int
     pad_id: int
     files: dict[str, bytes]
+    learned: Mapping[int, int] = field(default_factory=dict)  # numbers of learned tokens: how many vectors each has
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "ClipTokenizer":
@@ -83,15 +84,33 @@ class ClipTokenizer:
             raise TypeError("texts is one string: give a list of strings")
         tokens = np.full((len(texts), self.model_max_length), self.pad_id, np.int32)
         for row, text, encoding in zip(tokens, texts, self.backend.encode_batch(list(texts)), strict=True):
-            ids = encoding.ids
+            spread = [
+                (number, start)
+                for first, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+                for number in range(first, first + self.learned.get(first, 1))
+            ]
+            ids = [number for number, _ in spread]
             if len(ids) > self.model_max_length:
-                lost = text[encoding.offsets[self.model_max_length - 1][0] :]
+                lost = text[spread[self.model_max_length - 1][1] :]
                 room = self.model_max_length - 2
                 message = f"the text has {len(ids) - 2} tokens, the model reads {room}: cut off {lost!r}"
                 warnings.warn(message, UserWarning, stacklevel=2)
                 ids = ids[: self.model_max_length - 1] + ids[-1:]
             row[: len(ids)] = ids
         return tokens
+
+    def with_learned(self, token: str, vectors: int) -> "ClipTokenizer":
+        """The same with a new token that stands for so many numbers, the next ones, as diffusers gives them.
+
+        Raises ValueError for a token that is there already.
+        """
+        names = [token, *(f"{token}_{i}" for i in range(1, vectors))]
+        backend = Tokenizer.from_str(self.backend.to_str())
+        if known := [name for name in names if backend.token_to_id(name) is not None]:
+            raise ValueError(f"the token {known[0]!r} is in the vocabulary already")
+        first = backend.get_vocab_size()
+        backend.add_tokens(names)
+        return replace(self, backend=backend, learned={**self.learned, first: vectors})
 
     def save(self, path: str | Path) -> None:
         """Writes the files it was read from into the folder `path`, which is made if need be."""

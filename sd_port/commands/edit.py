@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # what computes is loaded after the options have been checked
 
 OUTPUTS = ("out", "save_frames")  # options that say where things are written, not what
 SHOWN = 5  # names that a message spells out
-PATHS = ("image", "batch", "edit", "lora", "mask")  # options that say where things are read; their hashes say what
+# Options that say where things are read; their hashes say what.
+PATHS = ("image", "batch", "edit", "lora", "embedding", "mask")
 
 Settings = TypeVar("Settings", InpaintConfig, TranslateConfig)
 Told = Callable[[int, int], None]
@@ -65,6 +66,9 @@ class EditCommand(ModelOptions, ABC):
     """What the result shows; for drag, reconstruct and ODE inversion what the picture shows."""
     lora: Path | None = None
     """A LoRA file (kohya, diffusers or PEFT)."""
+    embedding: Path | None = None
+    """A file of textual inversion, whose token means its vectors in prompts: <name> in diffusers' files, the name of
+    the file in webui's."""
     mask: Path | None = None
     """A picture of the same size, white where things may change; without one everything may."""
     seed: int | None = None
@@ -303,7 +307,7 @@ class EditCommand(ModelOptions, ABC):
         devices, mesh = len(jax.devices()), None
         if self.batch is not None and devices > 1 and self.batch_size % devices == 0:
             mesh = all_devices()
-        return self.load(self.lora, mesh)
+        return self.load(self.lora, self.embedding, mesh)
 
     def masks_of(self, jobs: Sequence[Ready]) -> np.ndarray | None:
         """(batch, height, width), all 1 where there is none; nothing at all for a single picture without one.
@@ -316,7 +320,7 @@ class EditCommand(ModelOptions, ABC):
 
     def made_of(self, job: Job) -> dict[str, str]:
         """The hashes of what was read for it."""
-        return job.made_of(lora=self.lora, edit=self.edit)
+        return job.made_of(lora=self.lora, embedding=self.embedding, edit=self.edit)
 
     def write(self, job: Job, result: EditResult, place: tuple[int, int], model_sha256: str) -> None:
         """The picture last: where it is, all is. Nothing, where something cannot be written."""

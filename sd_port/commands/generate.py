@@ -59,6 +59,9 @@ class Generate(ModelOptions):
     """A LoRA file (kohya, diffusers or PEFT)."""
     lora_scale: float = 1.0
     """How much the LoRA counts."""
+    embedding: Path | None = None
+    """A file of textual inversion, whose token means its vectors in both prompts: <name> in diffusers' files, the name
+    of the file in webui's."""
 
     def run(self) -> None:
         """Raises ValueError or OSError for what cannot be done, before anything is written."""
@@ -79,7 +82,7 @@ class Generate(ModelOptions):
         import jax
         import jax.random as jr
 
-        pipe = self.load(self.lora)
+        pipe = self.load(self.lora, self.embedding)
         solver = _solver(self.solver, pipe.schedule)
         guidance_scale = guidance_of(self.model, self.guidance_scale)
         started = time.perf_counter()
@@ -137,6 +140,7 @@ def _record(args: Generate, pipe: "StableDiffusion", shape: tuple[int, ...]) -> 
         "spacing": args.spacing or pipe.scheduler.spacing,
         "model_sha256": pipe.digest(),
         "lora_sha256": None if args.lora is None else digest([args.lora]),
+        "embedding_sha256": None if args.embedding is None else digest([args.embedding]),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }

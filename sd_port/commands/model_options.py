@@ -35,8 +35,10 @@ class ModelOptions:
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """For a single file of SD 2.x, which does not say it: v_prediction is that of 768 pixels."""
 
-    def load(self, lora: Path | None = None, mesh: "Mesh | None" = None) -> "StableDiffusion":
-        """The model, with these adapters. Raises ValueError or OSError, naming the file or the option."""
+    def load(
+        self, lora: Path | None = None, embedding: Path | None = None, mesh: "Mesh | None" = None
+    ) -> "StableDiffusion":
+        """The model, with these adapters and this learned token. Raises ValueError or OSError, naming the file or the option."""
         from sd_port.pipeline import StableDiffusion
 
         files = {name: getattr(self, name) for name in ("variant", "vae", "config", "ema", "prediction_type")}
@@ -44,6 +46,8 @@ class ModelOptions:
             pipe = StableDiffusion.load(self.model, dtype=self.dtype, mesh=mesh, **files)
             if lora is not None:
                 pipe.load_lora(lora)
+            if embedding is not None:
+                pipe.load_embedding(embedding)
         return pipe
 
     def from_anywhere(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def job_of(earlier: Earlier) -> Job:
     job = next((job for group in command.groups({}) for job in group if job.name == record.item), None)
     if job is None:
         raise ValueError(f"--batch {command.batch}: has no item {record.item} any more")
-    paths = {"image": job.image, "lora": command.lora, "edit": command.edit}
+    paths = {"image": job.image, "lora": command.lora, "embedding": command.embedding, "edit": command.edit}
     for name, found in command.made_of(job).items():
         if record.read.get(name) != found:
             raise ValueError(f"{paths.get(name, f'the {name} of {job.image}')} has changed since")

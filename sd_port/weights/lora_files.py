@@ -27,6 +27,7 @@ from safetensors.numpy import save as serialized
 
 from sd_port.models.layers import Conv, Linear, LoRA
 from sd_port.weights.checkpoint import open_weights, read_metadata
+from sd_port.weights.embeddings import Embedding
 from theory.files import write_whole
 from theory.reading import Json, converted, from_json, read_bytes, shown
 
@@ -60,6 +61,7 @@ _REFUSED = {
     "lora_te2_": "for SDXL (it has a second text encoder)",
     "text_encoder_2.": "for SDXL (it has a second text encoder)",
 }
+_BUNDLED = "bundle_emb."  # OneTrainer: bundle_emb.<token>.string_to_param.*
 _LDM_NAMES = ("input_blocks", "middle_block", "output_blocks", "diffusion_model", "time_embed.", "time_embed_")
 
 
@@ -100,6 +102,7 @@ class LoRAFile(NamedTuple):
 
     adapters: dict[tuple[Component, str], LowRank]
     metadata: dict[str, str]
+    embeddings: tuple[Embedding, ...] = ()  # the learned tokens that OneTrainer bundles with them
 
 
 def read_lora(path: str | Path) -> LoRAFile:
@@ -111,6 +114,7 @@ def read_lora(path: str | Path) -> LoRAFile:
     """
     path = Path(path)
     tensors, metadata = _read_tensors(path)
+    bundled = {key: tensors.pop(key) for key in list(tensors) if key.startswith(_BUNDLED)}
     for sign, kind in _REFUSED.items():
         found = [key for key in tensors if sign in key]
         if found:
@@ -121,6 +125,13 @@ def read_lora(path: str | Path) -> LoRAFile:
 
     groups: dict[tuple[Component, str], dict[str, np.ndarray]] = {}
     faults = []
+    embeddings = []
+    for key, vectors in bundled.items():
+        token, _, end = key.removeprefix(_BUNDLED).partition(".string_to_param.")
+        if token and end == "*" and vectors.ndim == 2 and vectors.size and np.isfinite(vectors).all():
+            embeddings.append(Embedding(token, vectors))
+        else:
+            faults.append(f"{key!r} is no learned token of Stable Diffusion 1 or 2")
     for key, tensor in tensors.items():
         parsed = _parse(key)
         if parsed is None:
@@ -147,7 +158,7 @@ def read_lora(path: str | Path) -> LoRAFile:
     if not tensors:
         faults.append("no tensors")
     _raise(faults, f"{path} is not a LoRA file that can be used")
-    return LoRAFile(adapters, metadata)
+    return LoRAFile(adapters, metadata, tuple(embeddings))
 
 
 def attach(lora_file: LoRAFile, *, unet: nnx.Module, text_encoder: nnx.Module | None = None) -> None:
