@@ -38,7 +38,7 @@ class ModelOptions:
     def load(
         self, lora: Path | None = None, embedding: Path | None = None, mesh: "Mesh | None" = None
     ) -> "StableDiffusion":
-        """The model, with these adapters and this learned token. Raises ValueError or OSError, naming the file or the option."""
+        """The model, with adapters and a learned token. Raises ValueError or OSError, naming the file or the option."""
         from sd_port.pipeline import StableDiffusion
 
         files = {name: getattr(self, name) for name in ("variant", "vae", "config", "ema", "prediction_type")}
