@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd_port.dragbench import read_set
@@ -183,14 +183,11 @@ def test_compressed_files_are_read(tmp_path):
 SEEDS = [one(tensor()), *BOMBS.values(), *(one(tensor(**values)) for values in TENSORS.values())]
 
 
-@pytest.mark.parametrize("kind", ["zip", "row", "set"])
-@given(st.data())
-def test_whatever_is_in_it(tmp_path_factory, kind, data):
-    """Bytes that were changed at random: tensors inside of the file, or one line."""
+def attempt(folder: Path, kind: str, data: st.DataObject) -> None:
+    """Bytes changed at random: tensors inside of the file, or one line."""
     value = bytearray(data.draw(st.sampled_from([seed for seed in SEEDS if 0 < len(seed) < 500])))
     for _ in range(data.draw(st.integers(0, 4))):
         value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.integers(0, 255))
-    folder = tmp_path_factory.getbasetemp() / "pickles"
     folder.mkdir(exist_ok=True)
     try:
         if kind == "set":
@@ -198,16 +195,27 @@ def test_whatever_is_in_it(tmp_path_factory, kind, data):
             item.parent.mkdir(parents=True, exist_ok=True)
             item.write_bytes(value)
             read_set(folder / "fuzzed")
-            return
-        held = (
-            open_pickle(zipped(folder / "a.ckpt", bytes(value)))
-            if kind == "zip"
-            else open_legacy(rowed(folder / "a.pth", bytes(value)))
-        )
-        for each in held.values():
-            each.load()
+        else:
+            path = folder / f"a.{kind}"
+            held = open_pickle(zipped(path, bytes(value))) if kind == "zip" else open_legacy(rowed(path, bytes(value)))
+            for each in held.values():
+                each.load()
     except ValueError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("kind", ["zip", "row", "set"])
+@given(st.data())
+def test_whatever_is_in_it(tmp_path_factory, kind, data):
+    attempt(tmp_path_factory.getbasetemp() / "pickles", kind, data)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["zip", "row", "set"])
+@settings(max_examples=10_000, deadline=None)
+@given(st.data())
+def test_whatever_is_in_it_at_length(tmp_path_factory, kind, data):
+    attempt(tmp_path_factory.getbasetemp() / "pickles", kind, data)
 
 
 def test_the_pickles_are_what_they_seem():
