@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from theory.beyond import Solved, by_moment_equations, extrapolated
+from theory.beyond import extrapolated
 from theory.chains import Moments, affine_chain, two_chains
 from theory.checks import GAUSSIANS, Check, Study, at_most, equal, gaussian_problem, less, paper_problem
 from theory.gaussians import Offset, clock, girsanov_factor, inexact_score
@@ -30,6 +30,7 @@ from theory.guidance import (
     tilted,
 )
 from theory.mixtures import GaussianMixture, gaussian
+from theory.moment_equations import Solved, by_moment_equations
 from theory.problems import Problem
 from theory.quadrature import legendre_panels
 from theory.solve import time_grid

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from tests import tolerances
 from tests.cases import assert_close, scales
 from tests.problems import BETA, ZERO, asymmetric, pair, paper
-from theory.beyond import attained, by_moment_equations, extrapolated, least, whole_bound
+from theory.beyond import attained, extrapolated, least, whole_bound
 from theory.chains import Moments, affine_chain, two_chains
 from theory.fokker_planck import inexact_curve, inexact_flow
 from theory.gaussians import Offset, clock, girsanov, girsanov_factor, inexact_score
@@ -31,6 +31,7 @@ from theory.guidance import (
     tilted,
 )
 from theory.mixtures import gaussian, mixture_1d, noise_fn
+from theory.moment_equations import by_moment_equations
 from theory.problems import Problem
 from theory.quadrature import interval
 from theory.schedules import LinearVP, VarianceExploding
