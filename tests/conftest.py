@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
@@ -72,3 +73,12 @@ def few_mappings():
     yield
     if MAPS.exists() and MAPS.read_text().count("\n") > 40_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def command_folder(monkeypatch, tmp_path) -> Path:
+    """A new folder as the current one; what a command's main() sets in its process goes back to what it was."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,9 @@ DRAGS = ("drag", "--batch", "in", "--out", "done", "--batch-size", "2", "--steps
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
+def here(monkeypatch, command_folder):
     """A folder with two pictures and a small model as nano; what main() sets goes back to what it was."""
     tiny.instead_of_nano(monkeypatch)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for i, name in enumerate("ab"):
         Image.fromarray(picture(i)).save(f"in/{name}.png")

@@ -1,8 +1,6 @@
 """Numbers that are not finite: no picture is made of them, whether options, weights or the network bring them."""
 
-import os
 import time
-import warnings
 from pathlib import Path
 from shutil import copytree
 
@@ -34,11 +32,8 @@ COMMANDS = {
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
+def here(command_folder):
     """A folder with a picture; what main() sets goes back to what it was."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "white").save("sea.png")
 
 

@@ -1,9 +1,7 @@
 """Seeds that share their keys with others: refused wherever one is read, in one line, before a model is loaded."""
 
 import json
-import os
 import time
-import warnings
 from pathlib import Path
 
 import jax
@@ -31,11 +29,8 @@ COMMANDS = {
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
+def here(command_folder):
     """A folder with a picture; what main() sets goes back to what it was."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "white").save("sea.png")
 
 

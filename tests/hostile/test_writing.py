@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +29,9 @@ FULL = OSError(28, "No space left on device")
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
+def here(monkeypatch, command_folder):
     """A folder with a picture and a small model as nano; what main() sets goes back to what it was."""
     tiny.instead_of_nano(monkeypatch)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    monkeypatch.chdir(tmp_path)
     picture("sea.png")
 
 

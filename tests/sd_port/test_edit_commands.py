@@ -46,12 +46,9 @@ def scenes() -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, tmp_path):
+def here(monkeypatch, command_folder):
     """A folder with a picture and a mask, and a small model as nano; what main() sets goes back to what it was."""
     tiny.instead_of_nano(monkeypatch)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-    monkeypatch.chdir(tmp_path)
     to_pil(scenes()[0]).save("sea.png")
     Image.fromarray(np.repeat(np.uint8([[0], [255]]), 32, axis=0).repeat(64, axis=1)).save("mask.png")
 
