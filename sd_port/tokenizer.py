@@ -46,7 +46,7 @@ class ClipTokenizer:
     def from_folder(cls, path: str | Path) -> "ClipTokenizer":
         """Reads tokenizer.json, or else vocab.json and merges.txt, and the files on added and special tokens if any.
 
-        transformers reads them in this order too: beside a tokenizer.json that has learned tokens, vocab.json is old.
+        transformers reads them in this order too: next to a tokenizer.json that has learned tokens, vocab.json is old.
         Raises ValueError, in one line with the file and what to do, where the folder does not hold CLIP's tokenizer.
         """
         folder = Path(path)
@@ -161,7 +161,7 @@ def _special_tokens(
 ) -> dict[str, AddedToken]:
     """The four named tokens.
 
-    special_tokens_map.json has the last word, except beside an added_tokens_decoder (transformers does the same).
+    special_tokens_map.json has the last word, except with an added_tokens_decoder (transformers does the same).
     """
     named = {name: config.get(name) or default for name, default in NAMED.items()}
     if "added_tokens_decoder" not in config:

@@ -140,7 +140,7 @@ class DragCommand(EditCommand, DragOptions):
             batch_size=self.forward_batch,
         )
 
-    def files_beside(self, job, result) -> dict[Path, Write]:
+    def sidecar_files(self, job, result) -> dict[Path, Write]:
         if self.save_frames is None:
             return {}
         frames = [to_pil(frame) for frame in (read_image(job.image), *result.frames)]

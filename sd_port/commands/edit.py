@@ -118,13 +118,13 @@ class EditCommand(ModelOptions, ABC):
     def check_out(self) -> None:
         """Raises ValueError if one of the two files is there already."""
         new_file("--out", self.out)
-        self.check_beside(self.out)
+        self.check_sidecar(self.out)
 
-    def check_beside(self, out: Path) -> None:
+    def check_sidecar(self, out: Path) -> None:
         """Raises ValueError if the JSON file is there, unless this command was ended between it and the picture."""
-        beside = out.with_suffix(".json")
-        if beside.exists() and not self.is_mine(json_or_none(beside)):
-            raise ValueError(f"--out {self.out}: {beside} exists already; give another name")
+        sidecar = out.with_suffix(".json")
+        if sidecar.exists() and not self.is_mine(json_or_none(sidecar)):
+            raise ValueError(f"--out {self.out}: {sidecar} exists already; give another name")
 
     def is_mine(self, record: Any) -> bool:
         """Whether a record says that this command made it, from whatever place."""
@@ -152,7 +152,7 @@ class EditCommand(ModelOptions, ABC):
         made: dict[Path, Any] = {}  # what is there, and the hash of the weights that made it
         for job in (job for group in groups for job in group):
             if not job.out.exists():
-                self.check_beside(job.out)
+                self.check_sidecar(job.out)
                 continue
             record = read_record(job.out)
             if not self.is_mine(record):
@@ -339,13 +339,13 @@ class EditCommand(ModelOptions, ABC):
         }
         job.out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        beside = job.out.with_suffix(".json")
-        if self.is_mine(json_or_none(beside)):  # a killed run wrote it, and not the picture
-            beside.unlink()
-        files = {beside: lambda file: file.write(text.encode()), **self.files_beside(job, result)}
+        sidecar = job.out.with_suffix(".json")
+        if self.is_mine(json_or_none(sidecar)):  # a killed run wrote it, and not the picture
+            sidecar.unlink()
+        files = {sidecar: lambda file: file.write(text.encode()), **self.sidecar_files(job, result)}
         write_new(files | {job.out: as_png(result.image, record)})
 
-    def files_beside(self, job: Job, result: EditResult) -> dict[Path, Write]:
+    def sidecar_files(self, job: Job, result: EditResult) -> dict[Path, Write]:
         """What else is written with the picture, all of it or none."""
         return {}
 

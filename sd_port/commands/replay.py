@@ -41,7 +41,7 @@ Rows = Annotated[int, Meta(ge=0, le=4096)]
 
 
 class Record(Struct):
-    """What the JSON file beside an edited picture says of how it was made."""
+    """What the JSON file next to an edited picture says of how it was made."""
 
     command: str
     arguments: Json
@@ -65,7 +65,7 @@ class Replay:
     """Makes the picture of an earlier edit again, bit for bit on the same device and versions."""
 
     result: Annotated[Path, tyro.conf.Positional]
-    """The JSON file that lies beside the picture."""
+    """The JSON file next to the picture."""
     out: Path = Path("replayed.png")
     """The PNG to write."""
 
@@ -101,7 +101,7 @@ class Replay:
     def earlier(self) -> Earlier:
         """Raises FileNotFoundError, and ValueError with the file and the place in it, where no edit could write it."""
         if self.result.suffix != ".json":
-            raise ValueError(f"{self.result}: give the JSON file that lies beside the picture")
+            raise ValueError(f"{self.result}: give the JSON file next to the picture")
         record: Record = read_json(self.result, Record)
         if record.command not in EDITS:
             raise ValueError(f"{self.result}: command must be {' or '.join(EDITS)}, not {shown(record.command)}")

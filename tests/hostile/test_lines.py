@@ -184,7 +184,7 @@ EDITS = [
     ("replay none.json", "none.json"),
     ("replay bad.json", "bad.json: not JSON"),
     ("replay folder", "folder"),
-    ("replay sea.png", "sea.png: give the JSON file that lies beside the picture"),
+    ("replay sea.png", "sea.png: give the JSON file next to the picture"),
     ("bench", "give the folder of a benchmark, or --synthetic"),
     ("bench none", "none: is not a folder"),
     ("bench folder", "folder: holds no item"),
